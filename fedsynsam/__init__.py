@@ -1,0 +1,1 @@
+"""Compression for federated learning: real bytes on a real wire, fused kernels, and FedSynSAM."""

@@ -1,0 +1,24 @@
+"""Registration of the operations with `torch.library`: one schema, one implementation, one fake each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+LIBRARY = torch.library.Library("fedsynsam", "DEF")
+
+
+def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define `fedsynsam::<schema>` for CPU and CUDA tensors and return the callable operator.
+
+    `implementation` chooses the backend at run time (`backend.choose`), so that a compiled graph obeys
+    `use_backend` like eager code. `fake` computes the outputs' shapes and dtypes from those of the inputs.
+    """
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema)
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, implementation, key)
+    torch.library.register_fake(f"fedsynsam::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.fedsynsam, name).default

@@ -14,6 +14,7 @@ not depend on the number of threads); between backends they differ by at most on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -134,16 +135,23 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 # ---- operators: contiguous tensors of checked shapes ----
 
 
-def _norm_functional(weights: Tensor, *arguments: Any) -> Tensor:
-    out = weights.new_empty(weights.shape[0])
-    norm_into(weights, *arguments, out=out)
-    return out
+def _norm_fake(weights: Tensor, *arguments: Any) -> Tensor:
+    return weights.new_empty(weights.shape[0])
 
 
-def _perturb_functional(weights: Tensor, *arguments: Any) -> Tensor:
-    out = torch.empty_like(weights)
-    perturb_into(weights, *arguments, out=out)
-    return out
+def _perturb_fake(weights: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(weights)
+
+
+def _functional(fill: Callable[..., None], empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The form of `fill(*arguments, out)` that returns a new tensor, allocated as its fake describes it."""
+
+    def run(*arguments: Any) -> Tensor:
+        out = empty(*arguments)
+        fill(*arguments, out)
+        return out
+
+    return run
 
 
 def _nothing(*arguments: Any) -> None:
@@ -152,17 +160,15 @@ def _nothing(*arguments: Any) -> None:
 
 _DIRECTION = "Tensor weights, Tensor gradient, Tensor? synthetic"
 _norm = register(
-    f"sam_norm({_DIRECTION}, float beta, bool adaptive) -> Tensor",
-    _norm_functional,
-    lambda weights, *_: weights.new_empty(weights.shape[0]),
+    f"sam_norm({_DIRECTION}, float beta, bool adaptive) -> Tensor", _functional(norm_into, _norm_fake), _norm_fake
 )
 _norm_out = register(
     f"sam_norm_out({_DIRECTION}, float beta, bool adaptive, Tensor(a!) out) -> ()", norm_into, _nothing
 )
 _perturb = register(
     f"sam_perturb({_DIRECTION}, Tensor? norm, float rho, float beta, bool adaptive) -> Tensor",
-    _perturb_functional,
-    lambda weights, *_: torch.empty_like(weights),
+    _functional(perturb_into, _perturb_fake),
+    _perturb_fake,
 )
 _perturb_out = register(
     f"sam_perturb_out({_DIRECTION}, Tensor? norm, float rho, float beta, bool adaptive, Tensor(a!) out) -> ()",

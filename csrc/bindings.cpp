@@ -71,6 +71,45 @@ void bind_aggregate(py::module_& m) {
 
 }  // namespace
 
+// --- topk, index_coding ---
+namespace {
+
+fedsynsam::TopKArguments topk_arguments(uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n,
+                                        uintptr_t indices, uintptr_t values, uintptr_t new_residual,
+                                        uintptr_t nonfinite, int threads) {
+  return {pointer<const void>(update),  static_cast<fedsynsam::Dtype>(dtype),
+          pointer<const float>(residual), rows, n, pointer<int32_t>(indices), pointer<float>(values),
+          pointer<float>(new_residual), pointer<bool>(nonfinite), threads};
+}
+
+void bind_topk(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def("topk_cpu",
+        [](uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n, int64_t k, uintptr_t indices,
+           uintptr_t values, uintptr_t new_residual, uintptr_t nonfinite, int threads) {
+          fedsynsam::topk_cpu(topk_arguments(update, dtype, residual, rows, n, indices, values, new_residual,
+                                             nonfinite, threads), k);
+        }, release());
+  m.def("chunk_topk_cpu",
+        [](uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n, int64_t chunk, int64_t k_chunk,
+           int64_t k_tail, uintptr_t indices, uintptr_t values, uintptr_t new_residual, uintptr_t nonfinite,
+           int threads) {
+          fedsynsam::chunk_topk_cpu(topk_arguments(update, dtype, residual, rows, n, indices, values, new_residual,
+                                                   nonfinite, threads), chunk, k_chunk, k_tail);
+        }, release());
+  m.def("encode_indices_cpu",
+        [](uintptr_t indices, int64_t rows, int64_t k, int64_t n, uintptr_t words, int threads) {
+          fedsynsam::encode_indices_cpu(pointer<const int32_t>(indices), rows, k, n, pointer<uint32_t>(words), threads);
+        }, release());
+  m.def("decode_indices_cpu",
+        [](uintptr_t words, int64_t rows, int64_t n, int64_t k, uintptr_t indices, uintptr_t valid, int threads) {
+          fedsynsam::decode_indices_cpu(pointer<const uint32_t>(words), rows, n, k, pointer<int32_t>(indices),
+                                        pointer<bool>(valid), threads);
+        }, release());
+}
+
+}  // namespace
+
 // --- sam: helpers ---
 namespace {
 
@@ -120,6 +159,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   // Every binding releases the GIL: pointers stay valid because the caller holds the tensors.
   // --- topk, index_coding ---
+  bind_topk(m);
   // --- quantize, aggregate ---
   bind_quantize(m);
   bind_aggregate(m);

@@ -10,6 +10,25 @@ namespace fedsynsam {
 enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
 
 // --- topk, index_coding ---
+// Rows [rows, n] of `dtype` and, unless null, of the residual in; kernels/reference/topk.py says what comes out.
+struct TopKArguments {
+  const void* update;
+  Dtype dtype;
+  const float* residual;
+  int64_t rows, n;
+  int32_t* indices;     // [rows, k]
+  float* values;        // [rows, k]
+  float* new_residual;  // [rows, n], overlapping no input
+  bool* nonfinite;      // [rows]
+  int threads;
+};
+void topk_cpu(const TopKArguments& args, int64_t k);
+void chunk_topk_cpu(const TopKArguments& args, int64_t chunk, int64_t k_chunk, int64_t k_tail);
+
+void encode_indices_cpu(const int32_t* indices, int64_t rows, int64_t k, int64_t n, uint32_t* words, int threads);
+void decode_indices_cpu(const uint32_t* words, int64_t rows, int64_t n, int64_t k, int32_t* indices, bool* valid,
+                        int threads);
+
 // --- quantize, aggregate ---
 
 enum class Norm : int { max = 0, l2 = 1 };

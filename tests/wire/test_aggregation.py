@@ -10,9 +10,9 @@ SPECS = ["none", "topk:0.1", "chunktopk:0.1[chunk=64]", "quantize:4", "quantize:
 MIXED = [
     "topk:0.1",
     "topk:0.3+quantize:4",
-    "quantize:4",
-    "quantize:4",
     "none",
+    "quantize:4",
+    "quantize:4",
     "quantize:4[bucket=64]",
     "none",
     "topk:1",

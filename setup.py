@@ -33,6 +33,9 @@ sys.path.insert(0, str(ROOT / "csrc"))  # also for a plain `python setup.py`, wh
 from cuda_toolkit import Toolkit, architectures, compile_command, cuda_mode, find_toolkit  # noqa: E402
 
 JOBS = int(os.environ.get("FEDSYNSAM_JOBS") or os.cpu_count() or 1)
+# No contraction, so that every backend gives the same bytes; traps and errno are observed by nobody, and giving them
+# up lets loops be vectorized. Never -march=native: wide instructions are chosen at run time.
+VALUE_SAFE = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 STRICT = os.environ.get("FEDSYNSAM_REQUIRE_EXTENSION", "0") == "1"
 
 
@@ -56,7 +59,7 @@ class BuildExtension(build_ext):
             self._add_cuda(ext)
             super().build_extension(ext)
         except (CCompilerError, BaseError) as error:
-            self.record["cuda"] = None
+            self.record.update(cuda=None, openmp=False, notes=[])
             self._note(f"the C++ extension was not built: {error}")
             raise  # `ext.optional` decides whether this ends the build
         self.record["extension"] = True
@@ -142,10 +145,7 @@ def extension() -> Pybind11Extension:
         [str(path.relative_to(ROOT)) for path in sources],
         include_dirs=["csrc"],
         cxx_std=17,
-        # No -march=native: wide instructions are chosen at run time. No contraction, so that every backend gives the
-        # same bytes; traps and errno are not observed by anybody, and giving them up lets loops be vectorized.
-        extra_compile_args=["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-        + ["-Wall", "-Wextra"],
+        extra_compile_args=[*VALUE_SAFE, "-O3", "-g0", "-Wall", "-Wextra"],
         optional=not STRICT and cuda_mode() != "1",
     )
 

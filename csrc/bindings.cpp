@@ -44,6 +44,33 @@ void sam_step_cpu(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t co
       threads);
 }
 
+#ifdef FEDSYNSAM_CUDA
+int sam_norm_cuda(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+                  int64_t rows, int64_t n, uintptr_t partials, uintptr_t norm, uintptr_t stream) {
+  return fedsynsam::sam_norm_cuda(reinterpret_cast<const float*>(weights),
+                                  sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
+                                  reinterpret_cast<double*>(partials), reinterpret_cast<float*>(norm),
+                                  reinterpret_cast<void*>(stream));
+}
+
+int sam_perturb_cuda(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+                     int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t partials, uintptr_t out,
+                     uintptr_t stream) {
+  return fedsynsam::sam_perturb_cuda(reinterpret_cast<const float*>(weights),
+                                     sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
+                                     static_cast<float>(rho), reinterpret_cast<const float*>(norm),
+                                     reinterpret_cast<double*>(partials), reinterpret_cast<float*>(out),
+                                     reinterpret_cast<void*>(stream));
+}
+
+int sam_step_cuda(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer,
+                  double lr, double weight_decay, double momentum, int64_t rows, int64_t n, uintptr_t stream) {
+  return fedsynsam::sam_step_cuda(
+      sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr, weight_decay, momentum), rows, n,
+      reinterpret_cast<void*>(stream));
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -60,4 +87,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("sam_norm_cpu", &sam_norm_cpu, py::call_guard<py::gil_scoped_release>());
   m.def("sam_perturb_cpu", &sam_perturb_cpu, py::call_guard<py::gil_scoped_release>());
   m.def("sam_step_cpu", &sam_step_cpu, py::call_guard<py::gil_scoped_release>());
+#ifdef FEDSYNSAM_CUDA
+  m.def("sam_cuda_partials", &fedsynsam::sam_cuda_partials);
+  m.def("sam_norm_cuda", &sam_norm_cuda, py::call_guard<py::gil_scoped_release>());
+  m.def("sam_perturb_cuda", &sam_perturb_cuda, py::call_guard<py::gil_scoped_release>());
+  m.def("sam_step_cuda", &sam_step_cuda, py::call_guard<py::gil_scoped_release>());
+  m.def("cuda_error", &fedsynsam::cuda_error);
+#endif
 }

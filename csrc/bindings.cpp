@@ -1,73 +1,158 @@
 // The Python face of the C++ and CUDA operations: raw pointers, sizes and a stream in; nothing else.
 // Shapes, dtypes and devices are checked in fedsynsam/ops before a pointer gets here.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "fedsynsam.h"
 
 namespace py = pybind11;
 
-// --- sam: helpers ---
+// --- quantize, aggregate ---
 namespace {
 
-fedsynsam::SamDirection sam_direction(uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive) {
-  return {reinterpret_cast<const void*>(gradient), reinterpret_cast<const void*>(synthetic),
-          static_cast<fedsynsam::Dtype>(dtype), static_cast<float>(beta), static_cast<float>(1.0 - beta), adaptive};
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
 }
 
-void sam_norm_cpu(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
-                  int64_t rows, int64_t n, uintptr_t norm, int threads) {
-  fedsynsam::sam_norm_cpu(reinterpret_cast<const float*>(weights),
-                          sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
-                          reinterpret_cast<float*>(norm), threads);
+using Addresses = std::vector<uintptr_t>;
+
+void bind_quantize(py::module_& m) {
+  using namespace fedsynsam;
+  m.def(
+      "quantize_cpu",
+      [](uintptr_t update, int dtype, uintptr_t residual, uintptr_t seeds, int64_t rows, int64_t n, int bits,
+         int64_t bucket, int norm, int rounding, uintptr_t codes, uintptr_t scales, uintptr_t new_residual,
+         uintptr_t nonfinite, int threads) {
+        quantize_cpu({pointer<void>(update), static_cast<Dtype>(dtype), pointer<float>(residual),
+                      pointer<int64_t>(seeds), rows, n, {bits, bucket}, static_cast<Norm>(norm),
+                      static_cast<Rounding>(rounding), pointer<uint8_t>(codes), pointer<float>(scales),
+                      pointer<float>(new_residual), pointer<bool>(nonfinite)},
+                     threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "dequantize_cpu",
+      [](uintptr_t codes, uintptr_t scales, int64_t rows, int64_t n, int bits, int64_t bucket, uintptr_t out,
+         int threads) {
+        dequantize_cpu(pointer<uint8_t>(codes), pointer<float>(scales), rows, n, {bits, bucket}, pointer<float>(out),
+                       threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
 
-void sam_perturb_cpu(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
-                     int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t out, int threads) {
-  fedsynsam::sam_perturb_cpu(reinterpret_cast<const float*>(weights),
-                             sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
-                             static_cast<float>(rho), reinterpret_cast<const float*>(norm),
-                             reinterpret_cast<float*>(out), threads);
+void bind_aggregate(py::module_& m) {
+  using namespace fedsynsam;
+  m.def(
+      "aggregate_sparse_cpu",
+      [](const Addresses& indices, const Addresses& values, const std::vector<int64_t>& counts, uintptr_t weights,
+         int64_t n, bool accumulate, uintptr_t out, int threads) {
+        std::vector<SparsePayload> payloads;
+        for (size_t i = 0; i < counts.size(); ++i) {
+          payloads.push_back({pointer<int32_t>(indices.at(i)), pointer<float>(values.at(i)), counts[i]});
+        }
+        aggregate_sparse_cpu(payloads.data(), pointer<float>(weights), static_cast<int64_t>(payloads.size()), n,
+                             accumulate, pointer<float>(out), threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "aggregate_codes_cpu",
+      [](const Addresses& codes, const Addresses& scales, uintptr_t weights, int64_t n, int bits, int64_t bucket,
+         bool accumulate, uintptr_t out, int threads) {
+        std::vector<CodesPayload> payloads;
+        for (size_t i = 0; i < codes.size(); ++i) {
+          payloads.push_back({pointer<uint8_t>(codes[i]), pointer<float>(scales.at(i))});
+        }
+        aggregate_codes_cpu(payloads.data(), pointer<float>(weights), static_cast<int64_t>(payloads.size()), n,
+                            {bits, bucket}, accumulate, pointer<float>(out), threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
 
-fedsynsam::SamStep sam_step_arguments(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction,
-                                      uintptr_t momentum_buffer, double lr, double weight_decay, double momentum) {
-  return {reinterpret_cast<float*>(weights),          reinterpret_cast<const void*>(gradient),
-          static_cast<fedsynsam::Dtype>(dtype),       reinterpret_cast<const float*>(correction),
-          reinterpret_cast<float*>(momentum_buffer),  static_cast<float>(lr),
-          static_cast<float>(weight_decay),           static_cast<float>(momentum)};
+}  // namespace
+
+// --- sam ---
+namespace {
+
+using fedsynsam::Dtype;
+using fedsynsam::SamDirection;
+using fedsynsam::SamStep;
+
+SamDirection sam_direction(uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive) {
+  return {pointer<void>(gradient),  pointer<void>(synthetic),       static_cast<Dtype>(dtype),
+          static_cast<float>(beta), static_cast<float>(1.0 - beta), adaptive};
 }
 
-void sam_step_cpu(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer,
-                  double lr, double weight_decay, double momentum, int64_t rows, int64_t n, int threads) {
-  fedsynsam::sam_step_cpu(
-      sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr, weight_decay, momentum), rows, n,
-      threads);
+SamStep sam_step_arguments(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction,
+                           uintptr_t momentum_buffer, double lr, double weight_decay, double momentum) {
+  return {pointer<float>(weights),          pointer<void>(gradient),   static_cast<Dtype>(dtype),
+          pointer<float>(correction),       pointer<float>(momentum_buffer),
+          static_cast<float>(lr),           static_cast<float>(weight_decay),
+          static_cast<float>(momentum)};
+}
+
+void bind_sam(py::module_& m) {
+  m.def(
+      "sam_norm_cpu",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, uintptr_t norm, int threads) {
+        fedsynsam::sam_norm_cpu(pointer<float>(weights), sam_direction(gradient, synthetic, dtype, beta, adaptive),
+                                rows, n, pointer<float>(norm), threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_perturb_cpu",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t out, int threads) {
+        fedsynsam::sam_perturb_cpu(pointer<float>(weights), sam_direction(gradient, synthetic, dtype, beta, adaptive),
+                                   rows, n, static_cast<float>(rho), pointer<float>(norm), pointer<float>(out),
+                                   threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_step_cpu",
+      [](uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer, double lr,
+         double weight_decay, double momentum, int64_t rows, int64_t n, int threads) {
+        fedsynsam::sam_step_cpu(sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr,
+                                                   weight_decay, momentum),
+                                rows, n, threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
 
 #ifdef FEDSYNSAM_CUDA
-int sam_norm_cuda(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
-                  int64_t rows, int64_t n, uintptr_t partials, uintptr_t norm, uintptr_t stream) {
-  return fedsynsam::sam_norm_cuda(reinterpret_cast<const float*>(weights),
-                                  sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
-                                  reinterpret_cast<double*>(partials), reinterpret_cast<float*>(norm),
-                                  reinterpret_cast<void*>(stream));
-}
-
-int sam_perturb_cuda(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
-                     int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t partials, uintptr_t out,
-                     uintptr_t stream) {
-  return fedsynsam::sam_perturb_cuda(reinterpret_cast<const float*>(weights),
-                                     sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
-                                     static_cast<float>(rho), reinterpret_cast<const float*>(norm),
-                                     reinterpret_cast<double*>(partials), reinterpret_cast<float*>(out),
-                                     reinterpret_cast<void*>(stream));
-}
-
-int sam_step_cuda(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer,
-                  double lr, double weight_decay, double momentum, int64_t rows, int64_t n, uintptr_t stream) {
-  return fedsynsam::sam_step_cuda(
-      sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr, weight_decay, momentum), rows, n,
-      reinterpret_cast<void*>(stream));
+// Each launch returns 0 or a code for `cuda_error`.
+void bind_sam_cuda(py::module_& m) {
+  m.def("cuda_error", &fedsynsam::cuda_error);
+  m.def("sam_cuda_partials", &fedsynsam::sam_cuda_partials);
+  m.def(
+      "sam_norm_cuda",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, uintptr_t partials, uintptr_t norm, uintptr_t stream) {
+        return fedsynsam::sam_norm_cuda(pointer<float>(weights),
+                                        sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
+                                        pointer<double>(partials), pointer<float>(norm), pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_perturb_cuda",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t partials, uintptr_t out, uintptr_t stream) {
+        return fedsynsam::sam_perturb_cuda(
+            pointer<float>(weights), sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
+            static_cast<float>(rho), pointer<float>(norm), pointer<double>(partials), pointer<float>(out),
+            pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_step_cuda",
+      [](uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer, double lr,
+         double weight_decay, double momentum, int64_t rows, int64_t n, uintptr_t stream) {
+        return fedsynsam::sam_step_cuda(sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr,
+                                                           weight_decay, momentum),
+                                        rows, n, pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
 #endif
 
@@ -83,15 +168,11 @@ PYBIND11_MODULE(_C, m) {
   // Every binding releases the GIL: pointers stay valid because the caller holds the tensors.
   // --- topk, index_coding ---
   // --- quantize, aggregate ---
+  bind_quantize(m);
+  bind_aggregate(m);
   // --- sam ---
-  m.def("sam_norm_cpu", &sam_norm_cpu, py::call_guard<py::gil_scoped_release>());
-  m.def("sam_perturb_cpu", &sam_perturb_cpu, py::call_guard<py::gil_scoped_release>());
-  m.def("sam_step_cpu", &sam_step_cpu, py::call_guard<py::gil_scoped_release>());
+  bind_sam(m);
 #ifdef FEDSYNSAM_CUDA
-  m.def("sam_cuda_partials", &fedsynsam::sam_cuda_partials);
-  m.def("sam_norm_cuda", &sam_norm_cuda, py::call_guard<py::gil_scoped_release>());
-  m.def("sam_perturb_cuda", &sam_perturb_cuda, py::call_guard<py::gil_scoped_release>());
-  m.def("sam_step_cuda", &sam_step_cuda, py::call_guard<py::gil_scoped_release>());
-  m.def("cuda_error", &fedsynsam::cuda_error);
+  bind_sam_cuda(m);
 #endif
 }

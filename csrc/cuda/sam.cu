@@ -11,6 +11,7 @@
 
 #include "fedsynsam.h"
 #include "launch.h"
+#include "numerics/element.h"
 #include "numerics/sam.h"
 
 namespace fedsynsam {
@@ -32,11 +33,11 @@ struct F32 {
 };
 struct BF16 {
   using Storage = uint16_t;
-  static FSS_HD float load(uint16_t value) { return sam::bf16_to_float(value); }
+  static FSS_HD float load(uint16_t value) { return float_of_bf16(value); }
 };
 struct F16 {
   using Storage = uint16_t;
-  static FSS_HD float load(uint16_t value) { return sam::f16_to_float(value); }
+  static FSS_HD float load(uint16_t value) { return float_of_f16(value); }
 };
 
 // kVector consecutive elements, moved by loads of 16 bytes (or of one element).

@@ -110,43 +110,90 @@ void bind_topk(py::module_& m) {
 
 }  // namespace
 
-// --- sam: helpers ---
+// --- sam ---
 namespace {
 
-fedsynsam::SamDirection sam_direction(uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive) {
-  return {reinterpret_cast<const void*>(gradient), reinterpret_cast<const void*>(synthetic),
-          static_cast<fedsynsam::Dtype>(dtype), static_cast<float>(beta), static_cast<float>(1.0 - beta), adaptive};
+using fedsynsam::Dtype;
+using fedsynsam::SamDirection;
+using fedsynsam::SamStep;
+
+SamDirection sam_direction(uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive) {
+  return {pointer<void>(gradient),  pointer<void>(synthetic),       static_cast<Dtype>(dtype),
+          static_cast<float>(beta), static_cast<float>(1.0 - beta), adaptive};
 }
 
-void sam_norm_cpu(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
-                  int64_t rows, int64_t n, uintptr_t norm, int threads) {
-  fedsynsam::sam_norm_cpu(reinterpret_cast<const float*>(weights),
-                          sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
-                          reinterpret_cast<float*>(norm), threads);
+SamStep sam_step_arguments(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction,
+                           uintptr_t momentum_buffer, double lr, double weight_decay, double momentum) {
+  return {pointer<float>(weights),          pointer<void>(gradient),   static_cast<Dtype>(dtype),
+          pointer<float>(correction),       pointer<float>(momentum_buffer),
+          static_cast<float>(lr),           static_cast<float>(weight_decay),
+          static_cast<float>(momentum)};
 }
 
-void sam_perturb_cpu(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
-                     int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t out, int threads) {
-  fedsynsam::sam_perturb_cpu(reinterpret_cast<const float*>(weights),
-                             sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
-                             static_cast<float>(rho), reinterpret_cast<const float*>(norm),
-                             reinterpret_cast<float*>(out), threads);
+void bind_sam(py::module_& m) {
+  m.def(
+      "sam_norm_cpu",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, uintptr_t norm, int threads) {
+        fedsynsam::sam_norm_cpu(pointer<float>(weights), sam_direction(gradient, synthetic, dtype, beta, adaptive),
+                                rows, n, pointer<float>(norm), threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_perturb_cpu",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t out, int threads) {
+        fedsynsam::sam_perturb_cpu(pointer<float>(weights), sam_direction(gradient, synthetic, dtype, beta, adaptive),
+                                   rows, n, static_cast<float>(rho), pointer<float>(norm), pointer<float>(out),
+                                   threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_step_cpu",
+      [](uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer, double lr,
+         double weight_decay, double momentum, int64_t rows, int64_t n, int threads) {
+        fedsynsam::sam_step_cpu(sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr,
+                                                   weight_decay, momentum),
+                                rows, n, threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
 
-fedsynsam::SamStep sam_step_arguments(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction,
-                                      uintptr_t momentum_buffer, double lr, double weight_decay, double momentum) {
-  return {reinterpret_cast<float*>(weights),          reinterpret_cast<const void*>(gradient),
-          static_cast<fedsynsam::Dtype>(dtype),       reinterpret_cast<const float*>(correction),
-          reinterpret_cast<float*>(momentum_buffer),  static_cast<float>(lr),
-          static_cast<float>(weight_decay),           static_cast<float>(momentum)};
+#ifdef FEDSYNSAM_CUDA
+// Each launch returns 0 or a code for `cuda_error`.
+void bind_sam_cuda(py::module_& m) {
+  m.def("cuda_error", &fedsynsam::cuda_error);
+  m.def("sam_cuda_partials", &fedsynsam::sam_cuda_partials);
+  m.def(
+      "sam_norm_cuda",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, uintptr_t partials, uintptr_t norm, uintptr_t stream) {
+        return fedsynsam::sam_norm_cuda(pointer<float>(weights),
+                                        sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
+                                        pointer<double>(partials), pointer<float>(norm), pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_perturb_cuda",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t partials, uintptr_t out, uintptr_t stream) {
+        return fedsynsam::sam_perturb_cuda(
+            pointer<float>(weights), sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
+            static_cast<float>(rho), pointer<float>(norm), pointer<double>(partials), pointer<float>(out),
+            pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_step_cuda",
+      [](uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer, double lr,
+         double weight_decay, double momentum, int64_t rows, int64_t n, uintptr_t stream) {
+        return fedsynsam::sam_step_cuda(sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr,
+                                                           weight_decay, momentum),
+                                        rows, n, pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
-
-void sam_step_cpu(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer,
-                  double lr, double weight_decay, double momentum, int64_t rows, int64_t n, int threads) {
-  fedsynsam::sam_step_cpu(
-      sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr, weight_decay, momentum), rows, n,
-      threads);
-}
+#endif
 
 }  // namespace
 
@@ -164,7 +211,8 @@ PYBIND11_MODULE(_C, m) {
   bind_quantize(m);
   bind_aggregate(m);
   // --- sam ---
-  m.def("sam_norm_cpu", &sam_norm_cpu, py::call_guard<py::gil_scoped_release>());
-  m.def("sam_perturb_cpu", &sam_perturb_cpu, py::call_guard<py::gil_scoped_release>());
-  m.def("sam_step_cpu", &sam_step_cpu, py::call_guard<py::gil_scoped_release>());
+  bind_sam(m);
+#ifdef FEDSYNSAM_CUDA
+  bind_sam_cuda(m);
+#endif
 }

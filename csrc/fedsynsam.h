@@ -108,4 +108,17 @@ void sam_perturb_cpu(const float* weights, const SamDirection& from, int64_t row
                      const float* norm, float* out, int threads);
 void sam_step_cpu(const SamStep& arguments, int64_t rows, int64_t n, int threads);
 
+#ifdef FEDSYNSAM_CUDA
+// On `stream` (a cudaStream_t), without waiting. Each returns 0 or a code that `cuda_error` explains.
+// `partials` is scratch of rows * sam_cuda_partials(n) doubles.
+int64_t sam_cuda_partials(int64_t n);
+int sam_norm_cuda(const float* weights, const SamDirection& from, int64_t rows, int64_t n, double* partials,
+                  float* norm, void* stream);
+// `norm` may be null: it is computed with the help of `partials` then, which is not read otherwise.
+int sam_perturb_cuda(const float* weights, const SamDirection& from, int64_t rows, int64_t n, float rho,
+                     const float* norm, double* partials, float* out, void* stream);
+int sam_step_cuda(const SamStep& arguments, int64_t rows, int64_t n, void* stream);
+const char* cuda_error(int code);
+#endif
+
 }  // namespace fedsynsam

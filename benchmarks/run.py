@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsynsam.ops import backend, use_backend
+from fedsynsam import use_backend
+from fedsynsam.ops import backend
 
 from .case import CODING_GOAL, EAGER_GOAL, GOALS, Built, Case
 from .cases import CASES
@@ -114,7 +115,7 @@ def bench(
         except torch._dynamo.exc.BackendCompilerFailed as error:
             print(f"{case.label}: no compiled peer here: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
-        rows_out.append({**row(name, times), "speedup": f"{times.median / own.median:.2f}"})
+        rows_out.append({**row(name, times), "speedup": f"{times.median / own.median:.3g}"})
     return rows_out
 
 
@@ -148,7 +149,7 @@ def show(row: dict[str, Any]) -> None:
     """Print one line of progress."""
     against = f"{row['speedup']:>7} x ours" if "speedup" in row else f"{row['times_copy']:>7} x copy"
     size = f"{row['rows']}x{row['n']}"
-    print(f"{row['label']:<34}{row['backend']:<24}{size:>14}{row['median_ms']:>12} ms {against}", flush=True)
+    print(f"{row['label']:<42}{row['backend']:<24}{size:>14}{row['median_ms']:>12} ms {against}", flush=True)
 
 
 def numbers(text: str) -> list[int]:
@@ -229,7 +230,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     judged = [row for row in results if "met" in row]
     for row in judged:
         if row["met"] == "no":
-            print(
-                f"missed: {row['label']} ({row['backend']}): {row['goal']}, is {row.get('speedup') or row['times_copy']}"
-            )
+            value = row.get("speedup") or f"{row['times_copy']} x copy, {row['median_ms']} ms"
+            print(f"missed: {row['label']} ({row['backend']}): {row['goal']}, is {value}")
     print(f"{sum(row['met'] == 'yes' for row in judged)} of {len(judged)} goals met; {len(results)} rows in {out}")

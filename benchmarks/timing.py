@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ class Copy:
         threads = torch.get_num_threads()
         edges = [self.bytes * part // threads for part in range(threads + 1)]
         to, source = self.target.data_ptr(), self.source.data_ptr()  # ctypes lets go of the GIL while it copies
-        pairs = list(zip(edges, edges[1:], strict=False))
+        pairs = list(pairwise(edges))
         futures = [self._pool.submit(ctypes.memmove, to + a, source + a, b - a) for a, b in pairs[1:]]
         ctypes.memmove(to, source, pairs[0][1])
         for future in futures:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def model_update(n: int, device: torch.device) -> dict[str, Tensor]:
     shares = torch.tensor([1.08**i for i in range(TENSORS)], dtype=torch.float64).cumsum(0)
     edges = [0, *(int(edge) for edge in (shares / shares[-1] * n).round())]
     flat = normal(1, n, device, 1)[0]
-    return {f"layer{i}.weight": flat[a:b] for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))}
+    return {f"layer{i}.weight": flat[a:b] for i, (a, b) in enumerate(pairwise(edges))}
 
 
 def build(rows: int, n: int, device: torch.device) -> Built:

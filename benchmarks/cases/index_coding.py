@@ -6,7 +6,8 @@ from functools import partial
 
 import torch
 
-from fedsynsam.ops import count_kept, decode_indices, encode_indices, index_words, topk, use_backend
+from fedsynsam import use_backend
+from fedsynsam.ops import count_kept, decode_indices, encode_indices, index_words, topk
 from fedsynsam.ops.index_coding import DecodedIndices
 
 from ..case import Built, Case, like, normal
@@ -52,11 +53,11 @@ def _on_reference(function):  # type: ignore[no-untyped-def]
 CASES = tuple(
     Case(
         op="index_coding",
-        label=f"{verb} {density:g}",
+        label=f"{verb} indices {density:g}",
         floor=partial(floor, density),
         build=partial(build, density),
         density=density,
-        coding_of=topk_label("global", density),
+        coding_of=topk_label("topk", density),
     )
     for density in DENSITIES
     for verb, build in (("encode", build_encode), ("decode", build_decode))

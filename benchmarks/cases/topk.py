@@ -67,21 +67,21 @@ def build_chunk(density: float, rows: int, n: int, device: torch.device) -> Buil
     )
 
 
-def label(kind: str, density: float) -> str:
+def label(op: str, density: float) -> str:
     """Return the label of a case, which the coding of its indices refers to."""
-    return f"{kind} {density:g} + residual"
+    return f"{op} {density:g} + residual"
 
 
 CASES = tuple(
     Case(
         op=op,
-        label=label(kind, density),
+        label=label(op, density),
         floor=floor,
         build=partial(build, density),
         density=density,
         goal=op,
         compiled=density == 0.01,
     )
-    for op, kind, build in (("topk", "global", build_global), ("chunk_topk", "chunk", build_chunk))
+    for op, build in (("topk", build_global), ("chunk_topk", build_chunk))
     for density in DENSITIES
 )

@@ -6,6 +6,46 @@
 
 namespace py = pybind11;
 
+// --- sam: helpers ---
+namespace {
+
+fedsynsam::SamDirection sam_direction(uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive) {
+  return {reinterpret_cast<const void*>(gradient), reinterpret_cast<const void*>(synthetic),
+          static_cast<fedsynsam::Dtype>(dtype), static_cast<float>(beta), static_cast<float>(1.0 - beta), adaptive};
+}
+
+void sam_norm_cpu(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+                  int64_t rows, int64_t n, uintptr_t norm, int threads) {
+  fedsynsam::sam_norm_cpu(reinterpret_cast<const float*>(weights),
+                          sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
+                          reinterpret_cast<float*>(norm), threads);
+}
+
+void sam_perturb_cpu(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+                     int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t out, int threads) {
+  fedsynsam::sam_perturb_cpu(reinterpret_cast<const float*>(weights),
+                             sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
+                             static_cast<float>(rho), reinterpret_cast<const float*>(norm),
+                             reinterpret_cast<float*>(out), threads);
+}
+
+fedsynsam::SamStep sam_step_arguments(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction,
+                                      uintptr_t momentum_buffer, double lr, double weight_decay, double momentum) {
+  return {reinterpret_cast<float*>(weights),          reinterpret_cast<const void*>(gradient),
+          static_cast<fedsynsam::Dtype>(dtype),       reinterpret_cast<const float*>(correction),
+          reinterpret_cast<float*>(momentum_buffer),  static_cast<float>(lr),
+          static_cast<float>(weight_decay),           static_cast<float>(momentum)};
+}
+
+void sam_step_cpu(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer,
+                  double lr, double weight_decay, double momentum, int64_t rows, int64_t n, int threads) {
+  fedsynsam::sam_step_cpu(
+      sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr, weight_decay, momentum), rows, n,
+      threads);
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fedsynsam: compiled operations on raw pointers";
 #ifdef FEDSYNSAM_CUDA
@@ -17,4 +57,7 @@ PYBIND11_MODULE(_C, m) {
   // --- topk, index_coding ---
   // --- quantize, aggregate ---
   // --- sam ---
+  m.def("sam_norm_cpu", &sam_norm_cpu, py::call_guard<py::gil_scoped_release>());
+  m.def("sam_perturb_cpu", &sam_perturb_cpu, py::call_guard<py::gil_scoped_release>());
+  m.def("sam_step_cpu", &sam_step_cpu, py::call_guard<py::gil_scoped_release>());
 }

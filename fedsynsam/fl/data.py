@@ -24,6 +24,7 @@ EMBEDDED_SHA256 = "9ab9f1f5d706ff9ccedeb279c758eb79752a78981c4dcd1a9c90db79c9330
 class Dataset:
     """Images f32 [N, channels, height, width], normalised by the training set's mean and deviation; labels int64 [N].
 
+    Images lie in memory as [N, height, width, channels] ("channels last"), in which convolutions run faster.
     `low` and `high` [channels] bound the normalised values that a pixel can take.
     """
 
@@ -84,7 +85,7 @@ def dataset_from_arrays(name: str, arrays: Arrays) -> Dataset:
     mean = train.mean(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
     deviation = train.std(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
     shift, scale = (torch.from_numpy(values.astype(np.float32)) for values in (mean, np.maximum(deviation, 1e-6)))
-    normal = {part: (values - shift) / scale for part, values in images.items()}
+    normal = {part: channels_last((values - shift) / scale) for part, values in images.items()}
     return Dataset(
         name=name,
         x_train=normal["train"],
@@ -95,6 +96,16 @@ def dataset_from_arrays(name: str, arrays: Arrays) -> Dataset:
         low=normal["train"].amin(dim=(0, 2, 3)),
         high=normal["train"].amax(dim=(0, 2, 3)),
     )
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """`images` [N, channels, H, W] with the memory of [N, H, W, channels], unambiguously even for one channel."""
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def take(images: Tensor, indices: Tensor) -> Tensor:
+    """`images[indices]`, channels last like `images`."""
+    return images.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
 
 
 def _read_embedded() -> Arrays:

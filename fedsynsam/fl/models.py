@@ -19,18 +19,21 @@ def build_model(name: str, image_shape: tuple[int, int, int], classes: int, seed
 
 
 def _cnn(image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Two valid 5x5 convolutions (8 and 16 channels), each with ReLU and 2x2 pooling, then 128 hidden units."""
+    """Two valid 5x5 convolutions (8 and 16 channels), each with ReLU and 2x2 pooling, then 128 hidden units.
+
+    Pooling comes before ReLU: the same function and gradient as after it, at a quarter of ReLU's cost.
+    """
     channels, height, width = image_shape
     reduced = [((size - 4) // 2 - 4) // 2 for size in (height, width)]
     if min(reduced) < 1:
         raise ConfigError(f"model 'cnn' needs images of at least 16x16 pixels, these are {height}x{width}; use 'mlp'")
     return nn.Sequential(
         nn.Conv2d(channels, 8, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(8, 16, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(16 * reduced[0] * reduced[1], 128),
         nn.ReLU(),

@@ -1,0 +1,92 @@
+"""The server's side of a round: whom it asks, what it sends, and what it does with what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import fedsynsam as fs
+from fedsynsam.fl.algorithm import Knowledge
+from fedsynsam.fl.client import Upload
+from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.flat import Batch
+from fedsynsam.fl.streams import COHORT, stream
+from fedsynsam.fl.synthesis import SyntheticSet
+
+
+@dataclass
+class ServerState:
+    """All that a run carries from one round to the next; a checkpoint is exactly this.
+
+    `residuals` belong to the clients; they live here because the simulation plays all of them.
+    """
+
+    weights: Tensor  # [P]
+    round: int = 0  # finished rounds
+    trajectory: dict[int, Tensor] = field(default_factory=dict)  # round -> global weights after it
+    last_active: dict[int, int] = field(default_factory=dict)  # client -> last round in which it took part
+    residuals: dict[int, Any] = field(default_factory=dict)  # client -> its compressor's state
+    synthetic: SyntheticSet | None = None
+    synthetic_round: int = 0  # finished rounds when the set was last learned
+    holders: dict[int, int] = field(default_factory=dict)  # client -> `synthetic_round` of the set it holds
+
+
+class Server:
+    """Aggregates payloads and keeps the state of a run."""
+
+    def __init__(self, config: RunConfig, weights: Tensor, shared: Batch | None = None) -> None:
+        self.config = config
+        self.state = ServerState(weights)
+        self._real_set = shared
+        self.remember()
+
+    def cohort(self, round_number: int) -> list[int]:
+        """The clients of a round, ascending; a function of the seed and the round alone."""
+        rng = stream(self.config.seed, COHORT, round_number)
+        return sorted(rng.choice(self.config.clients, self.config.cohort_size, replace=False).tolist())
+
+    def knowledge(self, client_id: int) -> Knowledge:
+        """What the client is sent at the start of a round, together with what it kept from its last one."""
+        state = self.state
+        last = state.last_active.get(client_id)
+        shared = state.synthetic.batch if state.synthetic is not None else self._real_set
+        started_from = None if last is None else state.trajectory.get(last - 1)
+        return Knowledge(state.weights, started_from, shared)
+
+    def downlink_bytes(self, cohort: list[int]) -> int:
+        """Bytes that the cohort is sent: dense weights each, and the synthetic set where a client lacks the latest."""
+        state = self.state
+        total = len(cohort) * state.weights.numel() * state.weights.element_size()
+        if state.synthetic is not None:
+            stale = [client for client in cohort if state.holders.get(client) != state.synthetic_round]
+            total += len(stale) * state.synthetic.num_bytes
+            state.holders.update(dict.fromkeys(stale, state.synthetic_round))
+        return total
+
+    def finish_round(self, uploads: list[Upload]) -> None:
+        """Add the mean update, weighted by examples, to the global weights; take over the clients' new states."""
+        state = self.state
+        mean = fs.aggregate([up.payload for up in uploads], weights=[up.num_examples for up in uploads])
+        state.weights = state.weights + self.config.server_lr * mean
+        state.round += 1
+        for up in uploads:
+            state.residuals[up.client_id] = up.state
+            state.last_active[up.client_id] = state.round
+        self.remember()
+
+    def remember(self) -> None:
+        """Keep the present global weights, and drop those that neither the synthesis nor a client can still need."""
+        state, config = self.state, self.config
+        if config.algorithm not in ("fedsynsam", "fedlesam"):
+            return
+        state.trajectory[state.round] = state.weights
+        if config.algorithm == "fedlesam":
+            needed = {last - 1 for last in state.last_active.values()} | {state.round}
+        else:
+            oldest = max(0, state.round - config.synthetic_start)
+            needed = set(range(oldest, state.round + 1))
+        state.trajectory = {key: value for key, value in state.trajectory.items() if key in needed}

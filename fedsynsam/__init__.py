@@ -1,1 +1,47 @@
 """Compression for federated learning: real bytes on a real wire, fused kernels, and FedSynSAM."""
+
+from .compress import Chain, ChunkTopK, Compressor, Identity, Quantize, State, TopK, compressor
+from .errors import (
+    ArgumentError,
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FedSynSamError,
+    NonFiniteError,
+    PayloadError,
+    SpecError,
+    StateError,
+)
+from .ops.backend import use_backend
+from .ops.seeds import row_seed
+from .wire import Manifest, Payload, aggregate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "Chain",
+    "CheckpointError",
+    "ChunkTopK",
+    "Compressor",
+    "ConfigError",
+    "DataError",
+    "FedSynSamError",
+    "Identity",
+    "Manifest",
+    "NonFiniteError",
+    "Payload",
+    "PayloadError",
+    "Quantize",
+    "SpecError",
+    "State",
+    "StateError",
+    "TopK",
+    "__version__",
+    "aggregate",
+    "compressor",
+    "row_seed",
+    "use_backend",
+]

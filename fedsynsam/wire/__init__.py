@@ -1,0 +1,7 @@
+"""Payloads: the compressed form of an update, its bytes, and all validation of bytes that arrive."""
+
+from .aggregation import aggregate
+from .manifest import Manifest, Update
+from .payload import Payload, PayloadInfo, SectionInfo
+
+__all__ = ["Manifest", "Payload", "PayloadInfo", "SectionInfo", "Update", "aggregate"]

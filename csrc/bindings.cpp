@@ -1,10 +1,75 @@
 // The Python face of the C++ and CUDA operations: raw pointers, sizes and a stream in; nothing else.
 // Shapes, dtypes and devices are checked in fedsynsam/ops before a pointer gets here.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "fedsynsam.h"
 
 namespace py = pybind11;
+
+// --- quantize, aggregate ---
+namespace {
+
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+using Addresses = std::vector<uintptr_t>;
+
+void bind_quantize(py::module_& m) {
+  using namespace fedsynsam;
+  m.def(
+      "quantize_cpu",
+      [](uintptr_t update, int dtype, uintptr_t residual, uintptr_t seeds, int64_t rows, int64_t n, int bits,
+         int64_t bucket, int norm, int rounding, uintptr_t codes, uintptr_t scales, uintptr_t new_residual,
+         uintptr_t nonfinite, int threads) {
+        quantize_cpu({pointer<void>(update), static_cast<Dtype>(dtype), pointer<float>(residual),
+                      pointer<int64_t>(seeds), rows, n, {bits, bucket}, static_cast<Norm>(norm),
+                      static_cast<Rounding>(rounding), pointer<uint8_t>(codes), pointer<float>(scales),
+                      pointer<float>(new_residual), pointer<bool>(nonfinite)},
+                     threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "dequantize_cpu",
+      [](uintptr_t codes, uintptr_t scales, int64_t rows, int64_t n, int bits, int64_t bucket, uintptr_t out,
+         int threads) {
+        dequantize_cpu(pointer<uint8_t>(codes), pointer<float>(scales), rows, n, {bits, bucket}, pointer<float>(out),
+                       threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_aggregate(py::module_& m) {
+  using namespace fedsynsam;
+  m.def(
+      "aggregate_sparse_cpu",
+      [](const Addresses& indices, const Addresses& values, const std::vector<int64_t>& counts, uintptr_t weights,
+         int64_t n, bool accumulate, uintptr_t out, int threads) {
+        std::vector<SparsePayload> payloads;
+        for (size_t i = 0; i < counts.size(); ++i) {
+          payloads.push_back({pointer<int32_t>(indices.at(i)), pointer<float>(values.at(i)), counts[i]});
+        }
+        aggregate_sparse_cpu(payloads.data(), pointer<float>(weights), static_cast<int64_t>(payloads.size()), n,
+                             accumulate, pointer<float>(out), threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "aggregate_codes_cpu",
+      [](const Addresses& codes, const Addresses& scales, uintptr_t weights, int64_t n, int bits, int64_t bucket,
+         bool accumulate, uintptr_t out, int threads) {
+        std::vector<CodesPayload> payloads;
+        for (size_t i = 0; i < codes.size(); ++i) {
+          payloads.push_back({pointer<uint8_t>(codes[i]), pointer<float>(scales.at(i))});
+        }
+        aggregate_codes_cpu(payloads.data(), pointer<float>(weights), static_cast<int64_t>(payloads.size()), n,
+                            {bits, bucket}, accumulate, pointer<float>(out), threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
 
 // --- sam: helpers ---
 namespace {
@@ -56,6 +121,8 @@ PYBIND11_MODULE(_C, m) {
   // Every binding releases the GIL: pointers stay valid because the caller holds the tensors.
   // --- topk, index_coding ---
   // --- quantize, aggregate ---
+  bind_quantize(m);
+  bind_aggregate(m);
   // --- sam ---
   m.def("sam_norm_cpu", &sam_norm_cpu, py::call_guard<py::gil_scoped_release>());
   m.def("sam_perturb_cpu", &sam_perturb_cpu, py::call_guard<py::gil_scoped_release>());

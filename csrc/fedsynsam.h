@@ -11,6 +11,55 @@ enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
 
 // --- topk, index_coding ---
 // --- quantize, aggregate ---
+
+enum class Norm : int { max = 0, l2 = 1 };
+enum class Rounding : int { stochastic = 0, nearest = 1 };
+
+// How values become codes; shared by quantize, dequantize and aggregate_codes.
+struct Coding {
+  int bits;        // 1, 2, 4 or 8
+  int64_t bucket;  // values a scale, a power of two from 8 to 65536
+};
+
+struct QuantizeArgs {
+  const void* update;  // [rows, n] of `dtype`
+  Dtype dtype;
+  const float* residual;  // [rows, n], or null
+  const int64_t* seeds;   // [rows]
+  int64_t rows, n;
+  Coding coding;
+  Norm norm;
+  Rounding rounding;
+  uint8_t* codes;       // [rows, buckets * bucket * bits / 8]
+  float* scales;        // [rows, buckets]
+  float* new_residual;  // [rows, n], or null with residual
+  bool* nonfinite;      // [rows]
+};
+
+void quantize_cpu(const QuantizeArgs& args, int threads);
+
+void dequantize_cpu(const uint8_t* codes, const float* scales, int64_t rows, int64_t n, Coding coding, float* out,
+                    int threads);
+
+// One payload of a sum: `count` ascending indices and as many values.
+struct SparsePayload {
+  const int32_t* indices;
+  const float* values;
+  int64_t count;
+};
+
+struct CodesPayload {
+  const uint8_t* codes;
+  const float* scales;
+};
+
+// out[n] = (accumulate ? out : 0) + sum of weight * payload, payload after payload. Indices outside [0, n) are skipped.
+void aggregate_sparse_cpu(const SparsePayload* payloads, const float* weights, int64_t count, int64_t n,
+                          bool accumulate, float* out, int threads);
+
+void aggregate_codes_cpu(const CodesPayload* payloads, const float* weights, int64_t count, int64_t n, Coding coding,
+                         bool accumulate, float* out, int threads);
+
 // --- sam ---
 // Where the perturbation comes from: the gradient, or beta * synthetic + keep * gradient (synthetic not null).
 struct SamDirection {

@@ -15,11 +15,13 @@ from .errors import (
 )
 from .ops.backend import use_backend
 from .ops.seeds import row_seed
+from .optim import SAM
 from .wire import Manifest, Payload, aggregate
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SAM",
     "ArgumentError",
     "BackendError",
     "Chain",

@@ -1,0 +1,104 @@
+"""What `quantize`, `dequantize` and the aggregations accept: one typed error per wrong argument, before any launch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the numbers of fedsynsam::Dtype
+NORMS = {"max": 0, "l2": 1}  # fedsynsam::Norm
+ROUNDINGS = {"stochastic": 0, "nearest": 1}  # fedsynsam::Rounding
+BITS = (1, 2, 4, 8)
+MIN_BUCKET, MAX_BUCKET = 8, 65536
+
+
+def bucket_count(n: int, bucket: int) -> int:
+    """Return ⌈n / bucket⌉, the number of scales of a row."""
+    return (n + bucket - 1) // bucket
+
+
+def code_bytes(n: int, bits: int, bucket: int) -> int:
+    """Return the bytes of a row's codes, padding of the last bucket included."""
+    return bucket_count(n, bucket) * (bucket * bits // 8)
+
+
+def check_coding(bits: int, bucket: int) -> None:
+    if bits not in BITS:
+        raise ArgumentError(f"bits is {bits!r}; expected 1, 2, 4 or 8")
+    legal = isinstance(bucket, int) and MIN_BUCKET <= bucket <= MAX_BUCKET and bucket & (bucket - 1) == 0
+    if not legal:
+        raise ArgumentError(f"bucket is {bucket!r}; expected a power of two from {MIN_BUCKET} to {MAX_BUCKET}")
+
+
+def check_word(name: str, word: str, known: Collection[str]) -> None:
+    if word not in known:
+        raise ArgumentError(f"{name} is {word!r}; expected one of {', '.join(known)}")
+
+
+def check_size(name: str, n: int) -> None:
+    # torch.SymInt is no int, but a length that torch.compile traces.
+    if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)) or n < 0:
+        raise ArgumentError(f"{name} is {n!r}; expected a length, 0 or more")
+
+
+def check_tensor(name: str, tensor: Any, shape: Sequence[int], dtypes: Collection[torch.dtype], device: Any) -> None:
+    """Check type, dtype, shape and device of one tensor; `shape` and `device` are what is right."""
+    if not isinstance(tensor, Tensor):
+        raise ArgumentError(f"{name} is a {type(tensor).__name__}; expected a tensor")
+    if tensor.dtype not in dtypes:
+        raise ArgumentError(f"{name} has dtype {tensor.dtype}; expected {' or '.join(map(str, dtypes))}")
+    if tuple(tensor.shape) != tuple(shape):
+        raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}")
+    if tensor.device != device:
+        raise ArgumentError(f"{name} is on {tensor.device}; expected {device}, like the other tensors")
+
+
+def check_rows(name: str, tensor: Any, dtypes: Collection[torch.dtype]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ArgumentError(f"{name} is a {type(tensor).__name__}; expected a tensor")
+    if tensor.dim() != 2:
+        shape = tuple(tensor.shape)
+        raise ArgumentError(f"{name} has shape {shape}; expected two dimensions (for one row: tensor.view(1, -1))")
+    if tensor.dtype not in dtypes:
+        raise ArgumentError(f"{name} has dtype {tensor.dtype}; expected {' or '.join(map(str, dtypes))}")
+
+
+def check_written(name: str, tensor: Tensor) -> None:
+    if not tensor.is_contiguous():
+        raise ArgumentError(f"{name} is not contiguous (strides {tensor.stride()}); it is written, so it must be")
+
+
+def check_apart(outputs: dict[str, Tensor], inputs: dict[str, Tensor | None]) -> None:
+    """Refuse outputs that share memory with an input or with each other. Needs real, contiguous tensors."""
+    others = {name: _memory(tensor) for name, tensor in inputs.items() if tensor is not None}
+    for name, tensor in outputs.items():
+        begin, end = _memory(tensor)
+        for other, (start, stop) in others.items():
+            if max(begin, start) < min(end, stop):
+                raise ArgumentError(f"{name} overlaps {other} in memory; pass a tensor of its own")
+        others[name] = begin, end
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+
+
+def check_weights(weights: Any, count: int) -> None:
+    if not isinstance(weights, Tensor):
+        raise ArgumentError(f"weights is a {type(weights).__name__}; expected a float32 tensor, one weight a payload")
+    check_tensor("weights", weights, (count,), (torch.float32,), weights.device)
+
+
+def check_same_length(name: str, sequence: Sequence[Any], other_name: str, other: Sequence[Any]) -> None:
+    if len(sequence) != len(other):
+        raise ArgumentError(f"{name} has {len(sequence)} entries but {other_name} has {len(other)}; expected as many")
+
+
+def check_accumulate(accumulate: bool, out: Tensor | None) -> None:
+    if accumulate and out is None:
+        raise ArgumentError("accumulate is True but out was not given; pass the sum to continue as out")

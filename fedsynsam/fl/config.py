@@ -89,12 +89,16 @@ class RunConfig:
     """R: rounds of plain FedAvg before the synthetic set is first learned and used."""
     synthetic_every: int = 10
     """Rounds between renewals of the synthetic set, warm-started; 0 learns it once, at R."""
-    synthetic_images: int = 10
+    synthetic_images: int = 5
     """Synthetic images a class."""
     synthetic_steps: int = 300
     """Optimizer steps when the set is first learned; a renewal takes a third of them."""
     synthetic_segment: int = 5
     """s: rounds of the trajectory that one matched direction spans."""
+    synthetic_window: int = 25
+    """Latest rounds of the trajectory that the synthetic set is learned from."""
+    synthetic_drift: float = 3.0
+    """Matching starts up to this many client updates off the trajectory, as local training does; 0 stays on it."""
     synthetic_refresh: str = "step"
     """step: the synthetic gradient is taken anew in each local step; round: once at the round's global weights."""
 
@@ -208,6 +212,8 @@ def _check_ranges(config: RunConfig) -> None:
         ("synthetic_images", 1, True, math.inf),
         ("synthetic_steps", 1, True, math.inf),
         ("synthetic_segment", 1, True, math.inf),
+        ("synthetic_window", 1, True, math.inf),
+        ("synthetic_drift", 0, True, math.inf),
     ]
     for name, low, inclusive, high in rules:
         value = getattr(config, name)
@@ -216,10 +222,11 @@ def _check_ranges(config: RunConfig) -> None:
         if not (math.isfinite(value) and (value >= low if inclusive else value > low) and value <= high):
             bounds = f"{'at least' if inclusive else 'above'} {low}" + (f" and at most {high}" if high < 2**62 else "")
             raise ConfigError(f"{name}: {value!r} is out of range; give a finite number {bounds}")
-    if config.synthetic_segment > config.synthetic_start:
+    room = min(config.synthetic_start, config.synthetic_window)
+    if config.synthetic_segment > room:
         raise ConfigError(
-            f"synthetic_segment: {config.synthetic_segment} rounds do not fit a trajectory of "
-            f"synthetic_start={config.synthetic_start} rounds; give a segment no longer than the start"
+            f"synthetic_segment: {config.synthetic_segment} rounds do not fit a trajectory of {room} (the smaller of "
+            "synthetic_start and synthetic_window); give a shorter segment"
         )
 
 

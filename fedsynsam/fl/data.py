@@ -60,7 +60,9 @@ def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
     elif name.endswith(".npz"):
         arrays = read_npz(Path(name))
     else:
-        raise DataError(f"unknown data set {name!r}; known: fashion-mnist-subset, fashion-mnist, cifar10, cifar100, *.npz")
+        raise DataError(
+            f"unknown data set {name!r}; known: fashion-mnist-subset, fashion-mnist, cifar10, cifar100, *.npz"
+        )
     return dataset_from_arrays(name, arrays)
 
 
@@ -112,7 +114,9 @@ def _read_embedded() -> Arrays:
     blob = resources.files("fedsynsam.fl").joinpath("embedded", EMBEDDED).read_bytes()
     digest = hashlib.sha256(blob).hexdigest()
     if digest != EMBEDDED_SHA256:
-        raise DataError(f"{EMBEDDED} is damaged: its SHA-256 is {digest}, expected {EMBEDDED_SHA256}; reinstall fedsynsam")
+        raise DataError(
+            f"{EMBEDDED} is damaged: its SHA-256 is {digest}, expected {EMBEDDED_SHA256}; reinstall fedsynsam"
+        )
     with np.load(io.BytesIO(lzma.decompress(blob)), allow_pickle=False) as archive:
         return {key: archive[key] for key in archive.files}
 

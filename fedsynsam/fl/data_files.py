@@ -64,7 +64,9 @@ def read_cifar(name: str, data_dir: str | None) -> Arrays:
             return _join({part: _read_parquet(paths, label) for part, paths in files.items()})
     if importlib.util.find_spec("datasets") is not None and data_dir is None:
         return _join({part: _read_hub(name, part, label) for part in ("train", "test")})
-    searched = f"no train*.parquet and test*.parquet in {', '.join(map(str, folders))}" if folders else "no folder given"
+    searched = (
+        f"no train*.parquet and test*.parquet in {', '.join(map(str, folders))}" if folders else "no folder given"
+    )
     raise DataError(
         f"{name}: {searched}; get it by (1) pip install 'fedsynsam[data]', which fetches it through Hugging Face "
         f"datasets, or (2) putting the parquet files of the data set uoft-cs/{name} in a folder given as --data-dir or "

@@ -1,4 +1,4 @@
-"""The models of the simulator. None has state besides its parameters (no BatchNorm), so that weights are all there is."""
+"""The models of the simulator. None has state besides its parameters (no BatchNorm): weights are all there is."""
 
 from __future__ import annotations
 

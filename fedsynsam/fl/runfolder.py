@@ -81,7 +81,9 @@ class RunFolder:
         changed = [key for key in now if key not in free and before.get(key) != now[key]]
         if changed:
             key = changed[0]
-            raise ConfigError(f"resume: {stored} has {key}={before.get(key)!r}, not {now[key]!r}; give the same or a new folder")
+            raise ConfigError(
+                f"resume: {stored} has {key}={before.get(key)!r}, not {now[key]!r}; give the same or a new folder"
+            )
 
 
 def load_config(path: Path) -> RunConfig:
@@ -114,7 +116,12 @@ def versions() -> dict[str, str | None]:
 def _commit() -> str | None:
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine
         return None

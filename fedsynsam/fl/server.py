@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 import fedsynsam as fs
-from fedsynsam.fl.algorithm import Knowledge
+from fedsynsam.fl.algorithm import PRESETS, Knowledge
 from fedsynsam.fl.client import Upload
 from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.evidence import Evidence
 from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.streams import COHORT, stream
 from fedsynsam.fl.synthesis import SyntheticSet
@@ -27,8 +26,8 @@ class ServerState:
 
     weights: Tensor  # [P]
     round: int = 0  # finished rounds
-    trajectory: dict[int, Tensor] = field(default_factory=dict)  # round -> global weights after it
-    last_active: dict[int, int] = field(default_factory=dict)  # client -> last round in which it took part
+    evidence: Evidence | None = None  # what the synthetic set is learned from (fedsynsam)
+    last_weights: dict[int, Tensor] = field(default_factory=dict)  # client -> what it last started from (fedlesam)
     residuals: dict[int, Any] = field(default_factory=dict)  # client -> its compressor's state
     synthetic: SyntheticSet | None = None
     synthetic_round: int = 0  # finished rounds when the set was last learned
@@ -42,7 +41,10 @@ class Server:
         self.config = config
         self.state = ServerState(weights)
         self._real_set = shared
-        self.remember()
+        self._kind = PRESETS[config.algorithm].perturbation
+        if self._kind == "synthetic":
+            self.state.evidence = Evidence(window=config.synthetic_window)
+            self.state.evidence.add(0, weights)
 
     def cohort(self, round_number: int) -> list[int]:
         """The clients of a round, ascending; a function of the seed and the round alone."""
@@ -52,10 +54,20 @@ class Server:
     def knowledge(self, client_id: int) -> Knowledge:
         """What the client is sent at the start of a round, together with what it kept from its last one."""
         state = self.state
-        last = state.last_active.get(client_id)
         shared = state.synthetic.batch if state.synthetic is not None else self._real_set
-        started_from = None if last is None else state.trajectory.get(last - 1)
-        return Knowledge(state.weights, started_from, shared)
+        return Knowledge(state.weights, state.last_weights.get(client_id), shared)
+
+    def needs_synthesis(self) -> bool:
+        """Whether the synthetic set should be learned, or renewed, before the next round."""
+        since_start = self.state.round - self.config.synthetic_start
+        if self._kind != "synthetic" or since_start < 0:
+            return False
+        every = self.config.synthetic_every
+        return since_start == 0 or (every > 0 and since_start % every == 0)
+
+    def adopt(self, synthetic: SyntheticSet) -> None:
+        """Use `synthetic` from the next round on."""
+        self.state.synthetic, self.state.synthetic_round = synthetic, self.state.round
 
     def downlink_bytes(self, cohort: list[int]) -> int:
         """Bytes that the cohort is sent: dense weights each, and the synthetic set where a client lacks the latest."""
@@ -71,22 +83,11 @@ class Server:
         """Add the mean update, weighted by examples, to the global weights; take over the clients' new states."""
         state = self.state
         mean = fs.aggregate([up.payload for up in uploads], weights=[up.num_examples for up in uploads])
-        state.weights = state.weights + self.config.server_lr * mean
+        before, state.weights = state.weights, state.weights + self.config.server_lr * mean
         state.round += 1
         for up in uploads:
             state.residuals[up.client_id] = up.state
-            state.last_active[up.client_id] = state.round
-        self.remember()
-
-    def remember(self) -> None:
-        """Keep the present global weights, and drop those that neither the synthesis nor a client can still need."""
-        state, config = self.state, self.config
-        if config.algorithm not in ("fedsynsam", "fedlesam"):
-            return
-        state.trajectory[state.round] = state.weights
-        if config.algorithm == "fedlesam":
-            needed = {last - 1 for last in state.last_active.values()} | {state.round}
-        else:
-            oldest = max(0, state.round - config.synthetic_start)
-            needed = set(range(oldest, state.round + 1))
-        state.trajectory = {key: value for key, value in state.trajectory.items() if key in needed}
+            if self._kind == "previous":
+                state.last_weights[up.client_id] = before
+        if state.evidence is not None:
+            state.evidence.add(state.round, state.weights, [up.payload for up in uploads])

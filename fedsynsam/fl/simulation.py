@@ -27,6 +27,7 @@ from fedsynsam.fl.partition import partition
 from fedsynsam.fl.runfolder import RunFolder
 from fedsynsam.fl.server import Server
 from fedsynsam.fl.streams import BATCHES, COMPRESSION, PARTITION, WEIGHTS, number, stream
+from fedsynsam.fl.synthesis import learn
 
 EVALUATION_BATCH = 500
 
@@ -77,7 +78,9 @@ class Simulation:
             shards_per_client=config.shards_per_client,
         )
         self._dataset = dataset.to(self._device)
-        self._module = build_model(config.model, dataset.image_shape, dataset.classes, number(config.seed, WEIGHTS))
+        self._module = build_model(config.model, dataset.image_shape, dataset.classes, number(config.seed, WEIGHTS)).to(
+            self._device
+        )
         self._pool = WorkerPool(self._module, self._device, thread_count(config, self._device))
         shared = None
         if PRESETS[config.algorithm].perturbation == "real":
@@ -97,6 +100,11 @@ class Simulation:
         started = time.perf_counter()
         server, config = self._server, self.config
         number_ = server.state.round + 1
+        if server.needs_synthesis():
+            state = server.state
+            server.adopt(
+                learn(config, self._module, self._dataset, state.evidence, state.synthetic, state.round, on_step)
+            )
         cohort = server.cohort(number_)
         downlink = server.downlink_bytes(cohort)
         uploads = self._pool.map(self._client, cohort)
@@ -162,7 +170,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
-        raise ConfigError(f"device: {name!r} is not there (PyTorch sees {torch.cuda.device_count()} CUDA devices); use cpu")
+        raise ConfigError(
+            f"device: {name!r} is not there (PyTorch sees {torch.cuda.device_count()} CUDA devices); use cpu"
+        )
     return device
 
 

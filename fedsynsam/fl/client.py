@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import fedsynsam as fs
 from fedsynsam import ops
-from fedsynsam.errors import NonFiniteError
 from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.cosines import Probe
 from fedsynsam.fl.data import Dataset, take
 from fedsynsam.fl.flat import Batch, FlatModel
 from fedsynsam.fl.perturbation import Perturbation
@@ -60,7 +60,7 @@ class WorkerPool:
         self._pool.shutdown(cancel_futures=True)
 
 
-def batches(dataset: Dataset, members: np.ndarray, config: RunConfig, rng: np.random.Generator) -> Iterator[Batch]:
+def batches(dataset: Dataset, members: np.ndarray, config: RunConfig, rng: np.random.Generator) -> list[Batch]:
     """The `local_steps` batches of a client that holds the examples `members`.
 
     The client goes through its examples in a random order, and through a new one when that is used up. A client with
@@ -71,21 +71,29 @@ def batches(dataset: Dataset, members: np.ndarray, config: RunConfig, rng: np.ra
     order = np.concatenate([rng.permutation(members) for _ in range(epochs)])[: config.local_steps * size]
     indices = torch.from_numpy(order).to(dataset.y_train.device)
     images, labels = take(dataset.x_train, indices), dataset.y_train[indices]  # one gather for the whole round
-    return zip(images.split(size), labels.split(size), strict=True)
+    return list(zip(images.split(size), labels.split(size), strict=True))
 
 
 def train(
-    worker: Worker, start: Tensor, steps: Iterator[Batch], perturbation: Perturbation, config: RunConfig
+    worker: Worker,
+    start: Tensor,
+    steps: list[Batch],
+    perturbation: Perturbation,
+    config: RunConfig,
+    probe: Probe | None = None,
 ) -> tuple[Tensor, float]:
     """Train from the global weights `start` [P]; return the update w_K − w_0 [P] and the mean loss of the steps.
 
     w ← w − lr · ∇f(w + ε), with ε = rho · d / ‖d‖ from `perturbation`, or ε = 0 where it gives no direction.
+    `probe` measures on the way, and changes nothing.
     """
     model, ahead, momentum = worker.model, worker.ahead, config.momentum
     model.weights.copy_(start.view(1, -1))
     worker.velocity.zero_()
     losses = []
-    for batch in steps:
+    for number, batch in enumerate(steps, start=1):
+        if probe is not None:
+            probe(model, batch, number == len(steps))
         direction = perturbation.direction(model, batch)
         if direction is None:
             losses.append(model.backward(batch))
@@ -117,21 +125,22 @@ class Upload:
     """What reaches the server from one client, and what stays with the client (`state`)."""
 
     client_id: int
-    payload: Any
+    payload: fs.Payload
     wire_bytes: int
-    state: Any
+    state: fs.State
     loss: float
     num_examples: int
+    cosines: dict[str, float]
 
 
-def upload(
-    compressor: Any, update: Tensor, state: Any, *, seed: int, encode: bool, client_id: int
-) -> tuple[Any, Any, int]:
-    """Compress `update` and carry it over the wire: the payload as the server has it, the new state, its bytes."""
-    try:
-        payload, new_state = compressor.compress(update, state, seed=seed)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"client {client_id} diverged ({error}); use a smaller lr or rho") from error
+def send(
+    compressor: fs.Compressor, update: Tensor, state: fs.State, *, seed: int, encode: bool
+) -> tuple[fs.Payload, fs.State, int]:
+    """Compress `update` and carry it over the wire: the payload as the server has it, the new state, its bytes.
+
+    Without `encode` the payload is handed over as it is, and its length is what encoding it would give.
+    """
+    payload, new_state = compressor.compress(update, state, seed=seed)
     if not encode:
         return payload, new_state, payload.wire_bytes
     blob = payload.encode()

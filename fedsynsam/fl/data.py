@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import lzma
@@ -45,8 +46,8 @@ class Dataset:
 
     def to(self, device: torch.device) -> Dataset:
         """The same data on `device`."""
-        moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in vars(self).items()}
-        return Dataset(**moved)
+        moved = {key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **moved)
 
 
 def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
@@ -111,7 +112,7 @@ def take(images: Tensor, indices: Tensor) -> Tensor:
 
 
 def _read_embedded() -> Arrays:
-    blob = resources.files("fedsynsam.fl").joinpath("embedded", EMBEDDED).read_bytes()
+    blob = resources.files("fedsynsam.fl").joinpath("embedded").joinpath(EMBEDDED).read_bytes()
     digest = hashlib.sha256(blob).hexdigest()
     if digest != EMBEDDED_SHA256:
         raise DataError(

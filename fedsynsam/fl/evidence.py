@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from torch import Tensor
@@ -51,5 +52,5 @@ class Evidence:
         received = self.payloads[start_round + 1]
         if drift > 0.0 and received:
             payload = received[int(rng.integers(len(received)))]
-            start = start + drift * float(rng.random()) * payload.decompress()
+            start = start + drift * float(rng.random()) * cast(Tensor, payload.decompress())
         return start, goal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 from torch import Tensor
 
@@ -26,9 +26,10 @@ class ServerState:
 
     weights: Tensor  # [P]
     round: int = 0  # finished rounds
+    previous: Tensor | None = None  # [P], the weights one round earlier
     evidence: Evidence | None = None  # what the synthetic set is learned from (fedsynsam)
     last_weights: dict[int, Tensor] = field(default_factory=dict)  # client -> what it last started from (fedlesam)
-    residuals: dict[int, Any] = field(default_factory=dict)  # client -> its compressor's state
+    residuals: dict[int, fs.State] = field(default_factory=dict)  # client -> its compressor's state
     synthetic: SyntheticSet | None = None
     synthetic_round: int = 0  # finished rounds when the set was last learned
     holders: dict[int, int] = field(default_factory=dict)  # client -> `synthetic_round` of the set it holds
@@ -83,11 +84,12 @@ class Server:
         """Add the mean update, weighted by examples, to the global weights; take over the clients' new states."""
         state = self.state
         mean = fs.aggregate([up.payload for up in uploads], weights=[up.num_examples for up in uploads])
-        before, state.weights = state.weights, state.weights + self.config.server_lr * mean
+        state.previous = state.weights
+        state.weights = state.weights + self.config.server_lr * cast(Tensor, mean)
         state.round += 1
         for up in uploads:
             state.residuals[up.client_id] = up.state
             if self._kind == "previous":
-                state.last_weights[up.client_id] = before
+                state.last_weights[up.client_id] = state.previous
         if state.evidence is not None:
             state.evidence.add(state.round, state.weights, [up.payload for up in uploads])

@@ -9,6 +9,7 @@ import lzma
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,9 @@ class Dataset:
 
     def to(self, device: torch.device) -> Dataset:
         """The same data on `device`."""
-        moved = {key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return dataclasses.replace(self, **moved)
 
 

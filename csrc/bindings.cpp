@@ -71,43 +71,129 @@ void bind_aggregate(py::module_& m) {
 
 }  // namespace
 
-// --- sam: helpers ---
+// --- topk, index_coding ---
 namespace {
 
-fedsynsam::SamDirection sam_direction(uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive) {
-  return {reinterpret_cast<const void*>(gradient), reinterpret_cast<const void*>(synthetic),
-          static_cast<fedsynsam::Dtype>(dtype), static_cast<float>(beta), static_cast<float>(1.0 - beta), adaptive};
+fedsynsam::TopKArguments topk_arguments(uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n,
+                                        uintptr_t indices, uintptr_t values, uintptr_t new_residual,
+                                        uintptr_t nonfinite, int threads) {
+  return {pointer<const void>(update),  static_cast<fedsynsam::Dtype>(dtype),
+          pointer<const float>(residual), rows, n, pointer<int32_t>(indices), pointer<float>(values),
+          pointer<float>(new_residual), pointer<bool>(nonfinite), threads};
 }
 
-void sam_norm_cpu(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
-                  int64_t rows, int64_t n, uintptr_t norm, int threads) {
-  fedsynsam::sam_norm_cpu(reinterpret_cast<const float*>(weights),
-                          sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
-                          reinterpret_cast<float*>(norm), threads);
+void bind_topk(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def("topk_cpu",
+        [](uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n, int64_t k, uintptr_t indices,
+           uintptr_t values, uintptr_t new_residual, uintptr_t nonfinite, int threads) {
+          fedsynsam::topk_cpu(topk_arguments(update, dtype, residual, rows, n, indices, values, new_residual,
+                                             nonfinite, threads), k);
+        }, release());
+  m.def("chunk_topk_cpu",
+        [](uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n, int64_t chunk, int64_t k_chunk,
+           int64_t k_tail, uintptr_t indices, uintptr_t values, uintptr_t new_residual, uintptr_t nonfinite,
+           int threads) {
+          fedsynsam::chunk_topk_cpu(topk_arguments(update, dtype, residual, rows, n, indices, values, new_residual,
+                                                   nonfinite, threads), chunk, k_chunk, k_tail);
+        }, release());
+  m.def("encode_indices_cpu",
+        [](uintptr_t indices, int64_t rows, int64_t k, int64_t n, uintptr_t words, int threads) {
+          fedsynsam::encode_indices_cpu(pointer<const int32_t>(indices), rows, k, n, pointer<uint32_t>(words), threads);
+        }, release());
+  m.def("decode_indices_cpu",
+        [](uintptr_t words, int64_t rows, int64_t n, int64_t k, uintptr_t indices, uintptr_t valid, int threads) {
+          fedsynsam::decode_indices_cpu(pointer<const uint32_t>(words), rows, n, k, pointer<int32_t>(indices),
+                                        pointer<bool>(valid), threads);
+        }, release());
 }
 
-void sam_perturb_cpu(uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
-                     int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t out, int threads) {
-  fedsynsam::sam_perturb_cpu(reinterpret_cast<const float*>(weights),
-                             sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
-                             static_cast<float>(rho), reinterpret_cast<const float*>(norm),
-                             reinterpret_cast<float*>(out), threads);
+}  // namespace
+
+// --- sam ---
+namespace {
+
+using fedsynsam::Dtype;
+using fedsynsam::SamDirection;
+using fedsynsam::SamStep;
+
+SamDirection sam_direction(uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive) {
+  return {pointer<void>(gradient),  pointer<void>(synthetic),       static_cast<Dtype>(dtype),
+          static_cast<float>(beta), static_cast<float>(1.0 - beta), adaptive};
 }
 
-fedsynsam::SamStep sam_step_arguments(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction,
-                                      uintptr_t momentum_buffer, double lr, double weight_decay, double momentum) {
-  return {reinterpret_cast<float*>(weights),          reinterpret_cast<const void*>(gradient),
-          static_cast<fedsynsam::Dtype>(dtype),       reinterpret_cast<const float*>(correction),
-          reinterpret_cast<float*>(momentum_buffer),  static_cast<float>(lr),
-          static_cast<float>(weight_decay),           static_cast<float>(momentum)};
+SamStep sam_step_arguments(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction,
+                           uintptr_t momentum_buffer, double lr, double weight_decay, double momentum) {
+  return {pointer<float>(weights),          pointer<void>(gradient),   static_cast<Dtype>(dtype),
+          pointer<float>(correction),       pointer<float>(momentum_buffer),
+          static_cast<float>(lr),           static_cast<float>(weight_decay),
+          static_cast<float>(momentum)};
 }
 
-void sam_step_cpu(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer,
-                  double lr, double weight_decay, double momentum, int64_t rows, int64_t n, int threads) {
-  fedsynsam::sam_step_cpu(
-      sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr, weight_decay, momentum), rows, n,
-      threads);
+void bind_sam(py::module_& m) {
+  m.def(
+      "sam_norm_cpu",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, uintptr_t norm, int threads) {
+        fedsynsam::sam_norm_cpu(pointer<float>(weights), sam_direction(gradient, synthetic, dtype, beta, adaptive),
+                                rows, n, pointer<float>(norm), threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_perturb_cpu",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t out, int threads) {
+        fedsynsam::sam_perturb_cpu(pointer<float>(weights), sam_direction(gradient, synthetic, dtype, beta, adaptive),
+                                   rows, n, static_cast<float>(rho), pointer<float>(norm), pointer<float>(out),
+                                   threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_step_cpu",
+      [](uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer, double lr,
+         double weight_decay, double momentum, int64_t rows, int64_t n, int threads) {
+        fedsynsam::sam_step_cpu(sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr,
+                                                   weight_decay, momentum),
+                                rows, n, threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
 }
+
+#ifdef FEDSYNSAM_CUDA
+// Each launch returns 0 or a code for `cuda_error`.
+void bind_sam_cuda(py::module_& m) {
+  m.def("cuda_error", &fedsynsam::cuda_error);
+  m.def("sam_cuda_partials", &fedsynsam::sam_cuda_partials);
+  m.def(
+      "sam_norm_cuda",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, uintptr_t partials, uintptr_t norm, uintptr_t stream) {
+        return fedsynsam::sam_norm_cuda(pointer<float>(weights),
+                                        sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
+                                        pointer<double>(partials), pointer<float>(norm), pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_perturb_cuda",
+      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
+         int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t partials, uintptr_t out, uintptr_t stream) {
+        return fedsynsam::sam_perturb_cuda(
+            pointer<float>(weights), sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
+            static_cast<float>(rho), pointer<float>(norm), pointer<double>(partials), pointer<float>(out),
+            pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "sam_step_cuda",
+      [](uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer, double lr,
+         double weight_decay, double momentum, int64_t rows, int64_t n, uintptr_t stream) {
+        return fedsynsam::sam_step_cuda(sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr,
+                                                           weight_decay, momentum),
+                                        rows, n, pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+#endif
 
 }  // namespace
 
@@ -120,11 +206,13 @@ PYBIND11_MODULE(_C, m) {
 #endif
   // Every binding releases the GIL: pointers stay valid because the caller holds the tensors.
   // --- topk, index_coding ---
+  bind_topk(m);
   // --- quantize, aggregate ---
   bind_quantize(m);
   bind_aggregate(m);
   // --- sam ---
-  m.def("sam_norm_cpu", &sam_norm_cpu, py::call_guard<py::gil_scoped_release>());
-  m.def("sam_perturb_cpu", &sam_perturb_cpu, py::call_guard<py::gil_scoped_release>());
-  m.def("sam_step_cpu", &sam_step_cpu, py::call_guard<py::gil_scoped_release>());
+  bind_sam(m);
+#ifdef FEDSYNSAM_CUDA
+  bind_sam_cuda(m);
+#endif
 }

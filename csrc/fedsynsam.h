@@ -10,6 +10,25 @@ namespace fedsynsam {
 enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
 
 // --- topk, index_coding ---
+// Rows [rows, n] of `dtype` and, unless null, of the residual in; kernels/reference/topk.py says what comes out.
+struct TopKArguments {
+  const void* update;
+  Dtype dtype;
+  const float* residual;
+  int64_t rows, n;
+  int32_t* indices;     // [rows, k]
+  float* values;        // [rows, k]
+  float* new_residual;  // [rows, n], overlapping no input
+  bool* nonfinite;      // [rows]
+  int threads;
+};
+void topk_cpu(const TopKArguments& args, int64_t k);
+void chunk_topk_cpu(const TopKArguments& args, int64_t chunk, int64_t k_chunk, int64_t k_tail);
+
+void encode_indices_cpu(const int32_t* indices, int64_t rows, int64_t k, int64_t n, uint32_t* words, int threads);
+void decode_indices_cpu(const uint32_t* words, int64_t rows, int64_t n, int64_t k, int32_t* indices, bool* valid,
+                        int threads);
+
 // --- quantize, aggregate ---
 
 enum class Norm : int { max = 0, l2 = 1 };
@@ -88,5 +107,18 @@ void sam_norm_cpu(const float* weights, const SamDirection& from, int64_t rows, 
 void sam_perturb_cpu(const float* weights, const SamDirection& from, int64_t rows, int64_t n, float rho,
                      const float* norm, float* out, int threads);
 void sam_step_cpu(const SamStep& arguments, int64_t rows, int64_t n, int threads);
+
+#ifdef FEDSYNSAM_CUDA
+// On `stream` (a cudaStream_t), without waiting. Each returns 0 or a code that `cuda_error` explains.
+// `partials` is scratch of rows * sam_cuda_partials(n) doubles.
+int64_t sam_cuda_partials(int64_t n);
+int sam_norm_cuda(const float* weights, const SamDirection& from, int64_t rows, int64_t n, double* partials,
+                  float* norm, void* stream);
+// `norm` may be null: it is computed with the help of `partials` then, which is not read otherwise.
+int sam_perturb_cuda(const float* weights, const SamDirection& from, int64_t rows, int64_t n, float rho,
+                     const float* norm, double* partials, float* out, void* stream);
+int sam_step_cuda(const SamStep& arguments, int64_t rows, int64_t n, void* stream);
+const char* cuda_error(int code);
+#endif
 
 }  // namespace fedsynsam

@@ -1,6 +1,6 @@
 // sam_norm, sam_perturb and sam_step on the CPU: see kernels/reference/sam.py for the contract.
 //
-// A row is cut into blocks of sam::kBlock elements (the unit of the float64 partial sums and of the threads'
+// A row is cut into blocks of kBlock elements (the unit of the float64 partial sums and of the threads'
 // work), a block into tiles that stay in the L1 cache. Half-precision and mixed directions are first turned
 // into a float32 tile; then one vectorized loop does the operation, so no combination of dtype and option needs a
 // loop of its own.
@@ -8,38 +8,30 @@
 #include <cstddef>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "fedsynsam.h"
+#include "numerics/element.h"
 #include "numerics/sam.h"
-
-// Function multi-versioning: needs an ifunc-capable libc; elsewhere the baseline instruction set is used.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define FSS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FSS_CLONES
-#endif
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
 
 namespace fedsynsam {
 namespace {
 
+constexpr int64_t kBlock = 16384;               // elements of a float64 partial sum, whatever the number of threads
 constexpr int64_t kTile = 1024;                 // floats; a handful of tiles fit the L1 cache
 constexpr int kLanes = 16;                      // float64 accumulators: element i of a block goes to lane i % 16
 constexpr int64_t kSerial = 131072;             // below this many elements threads cost more than they give
 constexpr int64_t kFusedRow = 262144;           // rows up to this length stay in a core's cache between norm and use
 constexpr int64_t kStreaming = int64_t{1} << 22;  // outputs from here on bypass the caches
-static_assert(sam::kBlock % kTile == 0 && kTile % kLanes == 0, "tiles must not straddle blocks or lanes");
+static_assert(kBlock % kTile == 0 && kTile % kLanes == 0, "tiles must not straddle blocks or lanes");
 
 // ---- vectorized loops over one tile ----
 
 FSS_CLONES void convert_bf16(float* out, const uint16_t* in, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = sam::bf16_to_float(in[i]);
+  for (int64_t i = 0; i < count; ++i) out[i] = float_of_bf16(in[i]);
 }
 
 FSS_CLONES void convert_f16(float* out, const uint16_t* in, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = sam::f16_to_float(in[i]);
+  for (int64_t i = 0; i < count; ++i) out[i] = float_of_f16(in[i]);
 }
 
 FSS_CLONES void mix(float* out, const float* gradient, const float* synthetic, float beta, float keep, int64_t count) {
@@ -88,16 +80,6 @@ FSS_CLONES void step_momentum(float* w, float* buffer, const float* u, float lr,
     buffer[i] = next;
     w[i] = sam::stepped(w[i], next, lr);
   }
-}
-
-// Copies past the caches: the line of `out` is not read before it is written.
-void stream(float* out, const float* in, int64_t count) {
-  int64_t i = 0;
-#if defined(__SSE2__)
-  for (; i < count && reinterpret_cast<uintptr_t>(out + i) % 16 != 0; ++i) out[i] = in[i];
-  for (; i + 4 <= count; i += 4) _mm_stream_ps(out + i, _mm_loadu_ps(in + i));
-#endif
-  for (; i < count; ++i) out[i] = in[i];
 }
 
 // ---- directions ----
@@ -155,8 +137,9 @@ void perturb_block(float* out, const float* weights, const SamDirection& from, f
     }
     const float* d = direction(tiles, from, at, size);
     (from.adaptive ? perturb_adaptive : perturb)(target, weights + at, d, scale, size);
-    if (streaming) stream(out + at, target, size);
+    if (streaming) store(out + at, target, size, true);
   }
+  if (streaming) store_fence();
 }
 
 void step_block(const SamStep& s, int64_t begin, int64_t count) {
@@ -182,7 +165,7 @@ void step_block(const SamStep& s, int64_t begin, int64_t count) {
 
 // ---- rows and threads ----
 
-int64_t blocks_of(int64_t n) { return (n + sam::kBlock - 1) / sam::kBlock; }
+int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
 
 int threads_for(int64_t elements, int threads) { return elements < kSerial ? 1 : std::max(1, threads); }
 
@@ -192,16 +175,16 @@ float row_norm(const float* weights, const SamDirection& from, int64_t begin, in
   double sum = 0.0;
   if (threads == 1) {
     for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t first = b * sam::kBlock;
-      sum += block_squares(weights, from, begin + first, std::min(sam::kBlock, n - first));
+      const int64_t first = b * kBlock;
+      sum += block_squares(weights, from, begin + first, std::min(kBlock, n - first));
     }
     return sam::norm_of(sum);
   }
   std::vector<double> partial(static_cast<size_t>(blocks));
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t first = b * sam::kBlock;
-    partial[static_cast<size_t>(b)] = block_squares(weights, from, begin + first, std::min(sam::kBlock, n - first));
+    const int64_t first = b * kBlock;
+    partial[static_cast<size_t>(b)] = block_squares(weights, from, begin + first, std::min(kBlock, n - first));
   }
   for (double part : partial) sum += part;
   return sam::norm_of(sum);
@@ -213,8 +196,8 @@ void perturb_row(float* out, const float* weights, const SamDirection& from, flo
   // Last block first: the norm pass left the end of the row in the cache.
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t first = (blocks - 1 - b) * sam::kBlock;
-    perturb_block(out, weights, from, rho, norm, begin + first, std::min(sam::kBlock, n - first), streaming);
+    const int64_t first = (blocks - 1 - b) * kBlock;
+    perturb_block(out, weights, from, rho, norm, begin + first, std::min(kBlock, n - first), streaming);
   }
 }
 
@@ -252,8 +235,8 @@ void sam_step_cpu(const SamStep& arguments, int64_t rows, int64_t n, int threads
   threads = threads_for(total, threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t first = b * sam::kBlock;
-    step_block(arguments, first, std::min(sam::kBlock, total - first));
+    const int64_t first = b * kBlock;
+    step_block(arguments, first, std::min(kBlock, total - first));
   }
 }
 

@@ -12,8 +12,11 @@ import contextlib
 import contextvars
 import importlib
 import importlib.util
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -30,11 +33,23 @@ GPU_OPS: dict[str, frozenset[str]] = {
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("fedsynsam_backend", default=None)
 
 
+def build_record() -> dict[str, Any]:
+    """Return what the build wrote down: `extension`, `cuda` (or None), `openmp`, and `notes` on what was left out.
+
+    Empty where no build took place, as in a checkout that is only on the path.
+    """
+    path = Path(__file__).parent.parent / "_build.json"
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return record
+
+
 def _load_extension() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module("fedsynsam._C"), ""
     except ImportError as error:  # not built, or built for another Python or libc: the reason is shown by `info`
-        return None, f"the C++ extension is not usable: {error}"
+        record = build_record()
+        why = "; ".join(record["notes"]) if record and not record["extension"] else str(error)
+        return None, f"the C++ extension is not usable: {why}"
 
 
 extension, _extension_reason = _load_extension()
@@ -50,7 +65,10 @@ def why_not(name: str) -> str | None:
         if extension is None:
             return _extension_reason
         if not extension.cuda_built:
-            return "the C++ extension was built without CUDA (no CUDA compiler found, or FEDSYNSAM_CUDA=0)"
+            notes = "; ".join(build_record().get("notes", []))
+            return (
+                f"the C++ extension was built without CUDA ({notes or 'no CUDA compiler found, or FEDSYNSAM_CUDA=0'})"
+            )
         return None if torch.cuda.is_available() else "PyTorch sees no CUDA device"
     if name == "triton":
         if importlib.util.find_spec("triton") is None:

@@ -1,0 +1,11 @@
+// What every .cu file starts from: the CUDA runtime and one way to launch, so that the emulation can stand in.
+#pragma once
+
+#ifdef FEDSYNSAM_EMULATION
+#include "emulation/cuda.h"
+#else
+#include <cuda_runtime.h>
+
+// A launch on the caller's stream; a kernel template with commas in its arguments goes in parentheses.
+#define FSS_LAUNCH(kernel, grid, threads, stream, ...) kernel<<<(grid), (threads), 0, (stream)>>>(__VA_ARGS__)
+#endif

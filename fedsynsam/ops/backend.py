@@ -26,7 +26,7 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 
 # Operations that a GPU backend implements; the others refuse with a reason instead of running elsewhere.
 GPU_OPS: dict[str, frozenset[str]] = {
-    "triton": frozenset(),
+    "triton": frozenset({"sam_norm", "sam_perturb", "sam_step"}),
     "cuda": frozenset({"sam_norm", "sam_perturb", "sam_step"}),
 }
 

@@ -6,6 +6,7 @@ Tensors are contiguous and of checked shapes (see sam.py); what only real tensor
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +21,15 @@ def norm_into(
     weights: Tensor, gradient: Tensor, synthetic: Tensor | None, beta: float, adaptive: bool, out: Tensor
 ) -> None:
     check_apart("out", out, weights=weights, gradient=gradient, synthetic=synthetic)
-    if backend.choose("sam_norm", weights.device) == "cpu":
-        source = _direction(gradient, synthetic, beta, adaptive)
-        threads = torch.get_num_threads()
-        _extension().sam_norm_cpu(weights.data_ptr(), *source, *weights.shape, out.data_ptr(), threads)
+    chosen = backend.choose("sam_norm", weights.device)
+    source = (weights.data_ptr(), *_direction(gradient, synthetic, beta, adaptive), *weights.shape)
+    if chosen == "cpu":
+        _extension().sam_norm_cpu(*source, out.data_ptr(), torch.get_num_threads())
+    elif chosen == "cuda":
+        _launch("sam_norm", weights, *source, _partials(weights).data_ptr(), out.data_ptr())
+    elif chosen == "triton":
+        with torch.cuda.device_of(weights):
+            _triton().norm_into(weights, gradient, synthetic, beta, adaptive, out)
     else:
         out.copy_(reference.sam_norm(weights, gradient, synthetic, beta=beta, adaptive=adaptive))
 
@@ -39,12 +45,19 @@ def perturb_into(
     out: Tensor,
 ) -> None:
     check_apart("out", out, weights=weights, gradient=gradient, synthetic=synthetic, norm=norm)
-    if backend.choose("sam_perturb", weights.device) == "cpu":
-        source = _direction(gradient, synthetic, beta, adaptive)
-        target = (rho, _address(norm), out.data_ptr())
-        _extension().sam_perturb_cpu(weights.data_ptr(), *source, *weights.shape, *target, torch.get_num_threads())
+    chosen = backend.choose("sam_perturb", weights.device)
+    source = (weights.data_ptr(), *_direction(gradient, synthetic, beta, adaptive), *weights.shape, rho, _address(norm))
+    if chosen == "cpu":
+        _extension().sam_perturb_cpu(*source, out.data_ptr(), torch.get_num_threads())
+    elif chosen == "cuda":
+        partials = _partials(weights) if norm is None else None
+        _launch("sam_perturb", weights, *source, _address(partials), out.data_ptr())
+    elif chosen == "triton":
+        with torch.cuda.device_of(weights):
+            _triton().perturb_into(weights, gradient, synthetic, norm, rho, beta, adaptive, out)
     else:
-        out.copy_(reference.sam_perturb(weights, gradient, synthetic, rho=rho, beta=beta, adaptive=adaptive, norm=norm))
+        options = {"rho": rho, "beta": beta, "adaptive": adaptive}
+        out.copy_(reference.sam_perturb(weights, gradient, synthetic, norm=norm, **options))
 
 
 def step_into(
@@ -59,11 +72,30 @@ def step_into(
     check_apart("weights", weights, gradient=gradient, correction=correction, momentum_buffer=momentum_buffer)
     if momentum_buffer is not None:
         check_apart("momentum_buffer", momentum_buffer, gradient=gradient, correction=correction)
+    chosen = backend.choose("sam_step", weights.device)
     rates = (lr, weight_decay, momentum)
-    if backend.choose("sam_step", weights.device) == "cpu":
-        source = (gradient.data_ptr(), DTYPES[gradient.dtype], _address(correction), _address(momentum_buffer))
-        _extension().sam_step_cpu(weights.data_ptr(), *source, *rates, *weights.shape, torch.get_num_threads())
-        return
+    tensors = (weights.data_ptr(), gradient.data_ptr(), DTYPES[gradient.dtype])
+    optional = (_address(correction), _address(momentum_buffer))
+    if chosen == "cpu":
+        _extension().sam_step_cpu(*tensors, *optional, *rates, *weights.shape, torch.get_num_threads())
+    elif chosen == "cuda":
+        _launch("sam_step", weights, *tensors, *optional, *rates, *weights.shape)
+    elif chosen == "triton":
+        with torch.cuda.device_of(weights):
+            _triton().step_into(weights, gradient, correction, momentum_buffer, *rates)
+    else:
+        _step_reference(weights, gradient, correction, momentum_buffer, *rates)
+
+
+def _step_reference(
+    weights: Tensor,
+    gradient: Tensor,
+    correction: Tensor | None,
+    momentum_buffer: Tensor | None,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+) -> None:
     stepped, buffer = reference.sam_step(
         weights, gradient, correction, momentum_buffer, lr=lr, weight_decay=weight_decay, momentum=momentum
     )
@@ -76,6 +108,29 @@ def _extension() -> ModuleType:
     if backend.extension is None:
         raise BackendError(f"backend 'cpu' cannot be used here: {backend.why_not('cpu')}")
     return backend.extension
+
+
+def _triton() -> ModuleType:
+    from ..kernels.triton import sam  # only here: the package works without Triton
+
+    return sam
+
+
+def _launch(op: str, weights: Tensor, *arguments: Any) -> None:
+    """Launch the CUDA `op` on the caller's stream of the tensors' device."""
+    extension = _extension()
+    with torch.cuda.device_of(weights):
+        stream = torch.cuda.current_stream(weights.device).cuda_stream
+        code = getattr(extension, f"{op}_cuda")(*arguments, stream)
+    if code != 0:
+        shape = tuple(weights.shape)
+        raise BackendError(f"backend 'cuda' could not launch {op} on weights {shape}: {extension.cuda_error(code)}")
+
+
+def _partials(weights: Tensor) -> Tensor:
+    """Scratch for the two-level norm. PyTorch's allocator keeps it safe until the stream is past its use."""
+    rows, n = weights.shape
+    return torch.empty(rows * _extension().sam_cuda_partials(n), dtype=torch.float64, device=weights.device)
 
 
 def _address(tensor: Tensor | None) -> int:

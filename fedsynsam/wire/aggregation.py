@@ -90,6 +90,4 @@ def _add(payloads: Sequence[Payload], weights: Tensor, out: Tensor) -> None:
     else:
         codes = [payload.tensors["codes"] for payload in payloads]
         scales = [payload.tensors["scales"] for payload in payloads]
-        ops.aggregate_codes(
-            codes, scales, weights, n=n, bits=plan.bits, bucket=plan.bucket, out=out, accumulate=True
-        )
+        ops.aggregate_codes(codes, scales, weights, n=n, bits=plan.bits, bucket=plan.bucket, out=out, accumulate=True)

@@ -46,11 +46,7 @@ def fault_of_scales(scales: Tensor) -> str:
         return ""
     position = int(wrong.argmax())
     value = float(scales[position])
-    if not np.isfinite(value):
-        reason = "finite"
-    else:
-        reason = "at least 2^-120, or 0" if value > 0 else "not negative"
-    return f"scales: bucket {position} has the scale {value}; it must be {reason}"
+    return f"scales: bucket {position} has the scale {value}; it must be finite, not negative, and 0 or at least 2^-120"
 
 
 def fault_of_codes(codes: bytes | bytearray, bits: int) -> str:
@@ -59,7 +55,7 @@ def fault_of_codes(codes: bytes | bytearray, bits: int) -> str:
         return ""
     legal = np.isin(np.frombuffer(codes, np.uint8), np.frombuffer(_LEGAL[bits], np.uint8))
     position = int(legal.argmin())
-    return f"codes: byte {position} is {codes[position]:#04x}; it holds the illegal {bits}-bit code {-(1 << (bits - 1))}"
+    return f"codes: byte {position} is {codes[position]:#04x}; it holds the illegal code {-(1 << (bits - 1))}"
 
 
 def fault_of_empty_codes(codes: Tensor, scales: Tensor, plan: Plan, n: int) -> str:
@@ -117,4 +113,4 @@ def fault_of_index_words(words: np.ndarray, n: int, k: int) -> str:
     falls = np.flatnonzero(np.diff(indices) <= 0)
     if len(falls):
         return f"indices: not ascending at entry {int(falls[0]) + 1}"
-    return "indices: not a canonical Elias–Fano stream"
+    return "indices: not a canonical Elias-Fano stream"

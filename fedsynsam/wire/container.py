@@ -20,6 +20,7 @@ VERSION = "1"
 VERSION_KEY = "fedsynsam"
 MAX_HEADER_LENGTH = 2**20
 _LENGTH_BYTES = 8
+_LONGEST_CACHED_LAYOUT = 2**14
 _SPARE_HEADER = 1024  # more than a header can hold beside its layout: keys, spec (≤ 256) and three tensor entries
 
 
@@ -33,14 +34,22 @@ def header_entries(sections: Iterable[Section]) -> dict[str, dict[str, Any]]:
     return entries
 
 
-@lru_cache(maxsize=64)
 def header_bytes(spec: str, manifest: Manifest) -> bytes:
     """Return the canonical header, its length included, of a payload with this spec and manifest."""
+    # Long layouts are not kept: they may come from anyone, by way of `inspect`.
+    build = _cached_header if len(manifest.layout) <= _LONGEST_CACHED_LAYOUT else _build_header
+    return build(spec, manifest)
+
+
+def _build_header(spec: str, manifest: Manifest) -> bytes:
     metadata = {VERSION_KEY: VERSION, "layout": manifest.layout, "spec": spec}
     entries = header_entries(parse_plan(spec).sections(manifest.num_elements))
     text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+_cached_header = lru_cache(maxsize=32)(_build_header)
 
 
 def header_limit(manifest: Manifest | None) -> int:

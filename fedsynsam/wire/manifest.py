@@ -122,7 +122,7 @@ class Manifest:
         """Return a row [n] in the structure of the update, as views of the row."""
         parts = zip(self.entries, row.split(self.sizes), strict=True) if self.entries else ()
         tensors = {name: part.view(shape) for (name, shape), part in parts}
-        return tensors[""] if "" in tensors else tensors
+        return tensors.get("", tensors)
 
     def locate(self, position: int) -> str:
         """Return the name of the tensor that holds a position of the flat row."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 from ..errors import SpecError
 from ..ops.index_coding import index_words
@@ -17,7 +16,8 @@ from .spec import Stage, parse, spell
 ITEM_BYTES = {"U32": 4, "F32": 4, "U8": 1}
 
 
-class Section(NamedTuple):
+@dataclass(frozen=True)
+class Section:
     """One tensor of a payload on the wire: one-dimensional, `count` items of the safetensors type `dtype`."""
 
     name: str

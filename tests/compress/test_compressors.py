@@ -116,7 +116,9 @@ def test_draws_differ_by_seed_and_by_step(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("update", [torch.zeros(0), torch.tensor(2.5), torch.tensor([-3.0]), {}, {"a": torch.zeros(0, 3)}])
+@pytest.mark.parametrize(
+    "update", [torch.zeros(0), torch.tensor(2.5), torch.tensor([-3.0]), {}, {"a": torch.ones(0, 3)}]
+)
 def test_no_and_one_element(spec, update):
     compressor = fs.compressor(spec)
     payload, state = compressor.compress(update, compressor.init(update), seed=0)
@@ -164,7 +166,7 @@ def test_non_finite_updates_name_the_tensor(spec, value):
     before = state.state_dict()
     bad = {**update, "fc.bias": update["fc.bias"].clone()}
     bad["fc.bias"][3] = value
-    with pytest.raises(fs.NonFiniteError, match=r"tensor 'fc.bias' of the update holds NaN or infinity; nothing was sent"):
+    with pytest.raises(fs.NonFiniteError, match=r"tensor 'fc.bias' of the update holds NaN or infinity; nothing"):
         compressor.compress(bad, state, seed=0)
     with pytest.raises(fs.NonFiniteError, match="the tensor of the update"):
         compressor.compress(bad["fc.bias"], compressor.init(bad["fc.bias"]), seed=0)

@@ -6,7 +6,8 @@ from safetensors.torch import load, save
 
 import fedsynsam as fs
 
-SPECS = ["none", "topk:0.1", "chunktopk:0.1[chunk=64]", "quantize:4", "quantize:8[residual=true]", "topk:0.1+quantize:4"]
+SPECS = ["none", "topk:0.1", "chunktopk:0.1[chunk=64]", "quantize:4", "quantize:8[residual=true]",
+         "topk:0.1+quantize:4"]  # fmt: skip
 
 
 def make_update(seed):

@@ -4,7 +4,9 @@ Only two outcomes are legal: PayloadError, or a payload that encodes to the very
 (and decompresses to finite numbers).
 """
 
+import json
 import random
+import struct
 import tracemalloc
 
 import pytest
@@ -29,7 +31,8 @@ CASES = 1000  # for each spec
 
 def make_update():
     generator = torch.Generator().manual_seed(1)
-    return {"a": torch.randn(9, 7, generator=generator), "z": torch.zeros(40), "b": torch.randn(50, generator=generator)}
+    sizes = {"a": (9, 7), "z": (40,), "b": (50,)}
+    return {name: torch.randn(size, generator=generator) * (name != "z") for name, size in sizes.items()}
 
 
 def real_payloads(spec):
@@ -122,15 +125,32 @@ def test_random_bytes():
             fs.Payload.inspect(chance.randbytes(length))
 
 
-def test_a_header_of_huge_claims_allocates_nothing():
-    blob = real_payloads("topk:0.1")[0]
-    for claim in (b"a:9x7,z:40,b:50", b"a:2147483647"):
-        forged = blob.replace(b"a:9x7,z:40,b:50", claim.ljust(15, b"0") if claim.startswith(b"a:2") else claim)
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_layout_of_huge_claims_allocates_nothing(spec):
+    blob = real_payloads(spec)[0]
+    for claim in (b"aaaa:2147483647", b"a:9999999,b:9x9", b"a:2147483640,b:"):
+        forged = blob.replace(b"a:9x7,z:40,b:50", claim)
         tracemalloc.start()
-        try:
+        with pytest.raises(fs.PayloadError):
             fs.Payload.inspect(forged)
-        except fs.PayloadError:
-            pass
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 1_000_000
+
+
+def test_a_legal_payload_of_a_huge_layout_is_read_in_little_memory():
+    # n = 2^31 − 1, k = 2: l = 29; low bits of indices 5 and 2^31 − 2; high bits 0 and 3 + 1
+    low = 5 | (2**29 - 2) << 29
+    spec, n = "topk:1e-09", 2**31 - 1
+    words = [low & 0xFFFFFFFF, low >> 32, 0b10001]
+    metadata = {"fedsynsam": "1", "layout": f"w:{n}", "spec": spec}
+    indices = {"dtype": "U32", "shape": [3], "data_offsets": [0, 12]}
+    values = {"dtype": "F32", "shape": [2], "data_offsets": [12, 20]}
+    header = json.dumps({"__metadata__": metadata, "indices": indices, "values": values}, separators=(",", ":"))
+    header += " " * (-len(header) % 8)
+    blob = struct.pack("<Q", len(header)) + header.encode() + struct.pack("<3I2f", *words, 1.0, -2.0)
+    info = fs.Payload.inspect(blob)
+    assert (info.num_elements, info.num_sent, info.wire_bytes) == (n, 2, len(blob))
+    payload = fs.Payload.decode(blob, like=info.manifest)
+    assert payload.tensors["indices"].tolist() == [5, n - 1]
+    assert payload.encode() == blob

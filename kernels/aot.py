@@ -1,0 +1,207 @@
+"""Compiles every GPU kernel ahead of time, without a GPU, and shows what each takes: `python -m fedsynsam.kernels.aot`.
+
+Prints a table (kernel, architecture, registers, shared memory, spills) for the Triton kernels and, if nvcc is found,
+for csrc/cuda/*.cu. Exit code 1 if a kernel spills registers to memory or fuses a multiplication with an addition in
+float32 (which would change bits), 2 if nothing could be compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ARCHITECTURES = (80, 90, 100, 120)
+NVCC_FLAGS = ("-O3", "-std=c++17", "-fmad=false", "--compiler-options", "-fPIC", "-Xptxas", "-v")
+
+
+class Case(NamedTuple):
+    """One specialization of a Triton kernel: argument types, constants and warps."""
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+
+
+class Usage(NamedTuple):
+    """What one compiled kernel takes; `fault` says why it is refused, or is empty."""
+
+    kernel: str
+    architecture: int
+    registers: int
+    shared: int
+    spilled: int
+    fault: str
+
+
+# ---- Triton ----
+
+
+def sam_cases() -> list[Case]:
+    """The sam kernels at their largest block, in float32 and bfloat16, with every option on and off."""
+    from . import launch
+    from .triton import sam
+
+    size = launch.sam(1 << 22)
+    block = {"BLOCK": size.block}
+    cases = []
+    for dtype in ("fp32", "bf16"):
+        source = {"weights": "*fp32", "gradient": f"*{dtype}", "synthetic": f"*{dtype}"}
+        scalars = {"beta": "fp32", "keep": "fp32"}
+        for mixed, adaptive in ((False, False), (True, False), (True, True)):
+            name = f"{dtype}{' mixed' if mixed else ''}{' adaptive' if adaptive else ''}"
+            flags = {"MIXED": mixed, "ADAPTIVE": adaptive, **block}
+            signature = {**source, "partials": "*fp64", "n": "i32", "chunks": "i32", **scalars}
+            cases.append(Case(f"sam chunk_squares {name}", sam.chunk_squares, signature, flags, size.num_warps))
+            signature = {**source, "norm": "*fp32", "partials": "*fp64", "out": "*fp32", "n": "i32", "chunks": "i32"}
+            signature |= {"count": "i32", **scalars, "rho": "fp32"}
+            flags = {**flags, "PARTIALS": size.inline_partials}
+            cases.append(Case(f"sam perturb_chunk {name}", sam.perturb_chunk, signature, flags, size.num_warps))
+        signature = {"weights": "*fp32", "gradient": f"*{dtype}", "correction": "*fp32", "momentum_buffer": "*fp32"}
+        signature |= {"total": "i64", "lr": "fp32", "weight_decay": "fp32", "momentum": "fp32"}
+        for everything in (False, True):
+            flags = {"DECAY": everything, "CORRECTED": everything, "MOMENTUM": everything, **block}
+            name = f"sam step_chunk {dtype}{' decay corrected momentum' if everything else ''}"
+            cases.append(Case(name, sam.step_chunk, signature, flags, size.num_warps))
+    signature = {"partials": "*fp64", "norm": "*fp32", "chunks": "i32"}
+    for store in (False, True):
+        flags = {"STORE_SUM": store, "BLOCK": sam.FINISH_BLOCK}
+        cases.append(Case(f"sam finish_norm {'sum' if store else 'norm'}", sam.finish_norm, signature, flags, 4))
+    return cases
+
+
+def compile_case(case: Case, architecture: int) -> Usage:
+    """Compile one Triton kernel for one architecture, its pointers and sizes multiples of 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = case.kernel.arg_names
+    signature = {name: case.signature.get(name, "constexpr") for name in names}
+    aligned = [name for name, kind in case.signature.items() if kind.startswith(("*", "i"))]
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    compiled = triton.compile(
+        ASTSource(case.kernel, signature, case.constants, attributes),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": case.num_warps, "enable_fp_fusion": False},
+    )
+    registers, stack, shared = resources(compiled.asm["cubin"])
+    fused = "fma.rn.f32" in compiled.asm["ptx"]
+    fault = "spills" if stack else "fuses multiply and add" if fused else ""
+    return Usage(case.name, architecture, registers, shared, stack, fault)
+
+
+def resources(cubin: bytes) -> tuple[int, int, int]:
+    """Return registers, bytes of stack and bytes of static shared memory of the one kernel in `cubin`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        command = [cuobjdump(), "-res-usage", str(path)]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
+    if found is None:
+        raise RuntimeError(f"{command[0]} printed no resource usage: {text!r}")
+    registers, stack, shared = map(int, found.groups())
+    return registers, stack, shared
+
+
+def cuobjdump() -> str:
+    """Return the path of cuobjdump: the one in Triton's wheel, or on PATH."""
+    import triton.backends.nvidia
+
+    folders = [str(Path(folder, "bin")) for folder in triton.backends.nvidia.__path__]
+    path = shutil.which("cuobjdump", path=os.pathsep.join(folders)) or shutil.which("cuobjdump")
+    if path is None:
+        raise RuntimeError("cuobjdump is neither in Triton's wheel nor on PATH")
+    return path
+
+
+# ---- CUDA ----
+
+
+def compile_cuda(source: Path, nvcc: str, architectures: tuple[int, ...]) -> Iterator[Usage]:
+    """Compile one .cu file for all architectures and yield what ptxas reports of each kernel."""
+    targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [nvcc, "-c", *NVCC_FLAGS, f"-I{source.parent.parent}", *targets, str(source)]
+        result = subprocess.run(
+            [*command, "-o", str(Path(folder, "out.o"))], check=False, capture_output=True, text=True
+        )
+    if result.returncode != 0:
+        raise RuntimeError(f"nvcc failed on {source}:\n{result.stderr}")
+    yield from parse_ptxas(demangled(result.stderr), source.name)
+
+
+def parse_ptxas(report: str, file: str) -> Iterator[Usage]:
+    """Yield the usage of each entry function in the output of `ptxas -v`."""
+    for part in report.split("Compiling entry function '")[1:]:
+        name, architecture = re.match(r"(.*)' for 'sm_(\d+)\w*'", part).groups()  # type: ignore[union-attr]
+        stack = max(int(number) for number in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", part))
+        registers = int(re.search(r"Used (\d+) registers", part).group(1))  # type: ignore[union-attr]
+        shared = re.search(r"(\d+) bytes smem", part)
+        name = re.sub(
+            r"^void |\(.*|fedsynsam::|\(anonymous namespace\)::", "", name.replace("(anonymous namespace)::", "")
+        )
+        fault = "spills" if stack else ""
+        yield Usage(f"{file} {name}", int(architecture), registers, int(shared.group(1)) if shared else 0, stack, fault)
+
+
+def demangled(text: str) -> str:
+    """Return `text` with C++ names readable, if a demangler is installed."""
+    tool = shutil.which("cu++filt") or shutil.which("c++filt")
+    return subprocess.run([tool], input=text, check=True, capture_output=True, text=True).stdout if tool else text
+
+
+# ---- the table ----
+
+
+def usages(folder: Path, architectures: tuple[int, ...]) -> Iterator[Usage]:
+    """Yield the usage of every kernel that can be compiled here; say on stderr what cannot."""
+    try:
+        cases = sam_cases()
+    except ImportError as error:
+        print(f"Triton kernels left out: {error}", file=sys.stderr)
+        cases = []
+    for case in cases:
+        for architecture in architectures:
+            yield compile_case(case, architecture)
+    sources, nvcc = sorted(folder.glob("*.cu")), shutil.which("nvcc")
+    if nvcc is None or not sources:
+        reason = f"no .cu files in {folder}" if nvcc else "nvcc is not on PATH"
+        print(f"CUDA kernels left out: {reason}", file=sys.stderr)
+        return
+    for source in sources:
+        yield from compile_cuda(source, nvcc, architectures)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fedsynsam.kernels.aot", description=__doc__.split("\n")[0])
+    default = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
+    parser.add_argument("--cuda-sources", type=Path, default=default, help="folder of the .cu files")
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="such as 80 90 100 120")
+    options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        print("TRITON_INTERPRET is set: kernels would be interpreted, not compiled; unset it", file=sys.stderr)
+        return 2
+    row = "{:<56} {:>6} {:>10} {:>8} {:>8}  {}"
+    print(row.format("kernel", "arch", "registers", "shared", "spilled", "").rstrip())
+    found = []
+    for usage in usages(options.cuda_sources, tuple(options.arch)):
+        found.append(usage)
+        print(row.format(usage.kernel, f"sm_{usage.architecture}", *usage[2:]).rstrip(), flush=True)
+    faults = sum(bool(usage.fault) for usage in found)
+    print(f"{len(found)} kernels compiled, {faults} refused")
+    return 2 if not found else int(faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FedSynSamError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt as interrupt:
-        print(f"\nfedsynsam: interrupted{': ' if interrupt.args else ''}{' '.join(map(str, interrupt.args))}", file=sys.stderr)
+        print(
+            f"\nfedsynsam: interrupted{': ' if interrupt.args else ''}{' '.join(map(str, interrupt.args))}",
+            file=sys.stderr,
+        )
         return 130
 
 

@@ -86,7 +86,9 @@ def cells_of(command: CompareCommand) -> list[Cell]:
                 path = command.out / algorithm / file_name(canonical) / f"seed-{seed}"
                 if (path / "config.json").exists():
                     RunFolder(path, config, resume=True)  # refuses a folder that holds a run of other settings
-                cells.append(Cell(f"{algorithm} {canonical} seed {seed}", path, config.rounds, tuple(options_of(config))))
+                cells.append(
+                    Cell(f"{algorithm} {canonical} seed {seed}", path, config.rounds, tuple(options_of(config)))
+                )
     return cells
 
 

@@ -11,10 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from ..errors import ConfigError
 from ..fl.config import DATASETS
 from ..fl.data import load_dataset
-from ..errors import ConfigError
 from ..ops import backend
 from .arguments import parse
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     parse(InfoCommand(), argv, "fedsynsam info")
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in facts():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     Console(highlight=False, soft_wrap=True).print(table)
     return 0
 

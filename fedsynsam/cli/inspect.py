@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import PayloadError
 from ..wire import Payload
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     dense = 4 * info.num_elements
     console.print(f"{dense / info.wire_bytes:.1f} x smaller than {dense} bytes of dense float32")
     tensors = Table("tensor", "shape", box=None, padding=(0, 2, 0, 0))
-    for name, shape in zip(info.manifest.names, info.manifest.shapes, strict=True):
-        tensors.add_row(name or "(unnamed)", " x ".join(map(str, shape)) or "scalar")
+    for name, shape in info.manifest.entries:
+        tensors.add_row(Text(name or "(unnamed)"), " x ".join(map(str, shape)) or "scalar")
     console.print(tensors)
     return 0

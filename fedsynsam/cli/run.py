@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import ConfigError
 from ..fl.config import RunConfig
@@ -79,5 +80,5 @@ def print_summary(result: RunResult, out: Path) -> None:
         "curves": str(out / "curves.png"),
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     Console(highlight=False, soft_wrap=True).print(table)

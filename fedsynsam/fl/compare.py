@@ -60,8 +60,8 @@ def run_cells(
 ) -> list[tuple[Cell, str]]:
     """Run every cell, `jobs` at a time (by default one a core); return the failed ones, each with its reason.
 
-    Finished cells are kept as they are. `show` is called with the rounds done in all cells and the number of cells at their end. If interrupted, the running
-    processes are ended and waited for; the same call goes on where they stopped.
+    Finished cells are kept as they are. `show` is called with the rounds done in all cells and the number of cells at
+    their end. If interrupted, the running processes are ended and waited for; the same call goes on where they stopped.
     """
     limit = jobs or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     waiting = [cell for cell in cells if not cell.finished()]
@@ -88,8 +88,10 @@ def run_cells(
 
 
 def _start(cell: Cell) -> _Job:
-    log = tempfile.TemporaryFile()
+    log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with its job)
     # one thread a process: without this each would start as many as there are cores, all idle or in each other's way
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(cell.command(), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(
+        cell.command(), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+    )
     return _Job(cell, process, log)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..fl.runfolder import write_atomically
@@ -21,11 +22,35 @@ from .runs import Run
 from .text import bytes_text, percent
 
 BASELINES = ("fedavg", "fedsam", "fedlesam")
-COLUMNS = (
-    "algorithm compressor seed rho dataset partition alpha clients cohort rounds local_steps batch_size lr model "
-    "final_accuracy last_accuracy uplink_bytes downlink_bytes uplink_ratio sharpness seconds config_sha256 "
-    "fedsynsam python torch numpy commit"
-).split()
+COLUMNS = [
+    "algorithm",
+    "compressor",
+    "seed",
+    "rho",
+    "dataset",
+    "partition",
+    "alpha",
+    "clients",
+    "cohort",
+    "rounds",
+    "local_steps",
+    "batch_size",
+    "lr",
+    "model",
+    "final_accuracy",
+    "last_accuracy",
+    "uplink_bytes",
+    "downlink_bytes",
+    "uplink_ratio",
+    "sharpness",
+    "seconds",
+    "config_sha256",
+    "fedsynsam",
+    "python",
+    "torch",
+    "numpy",
+    "commit",
+]
 
 
 @dataclass(frozen=True)
@@ -161,7 +186,7 @@ def markdown_table(comparison: Comparison) -> str:
 
 def headline_text(entry: dict[str, Any]) -> str:
     """The headline figure in words."""
-    name = f"(FedSynSAM − best)/(realset − best) under {entry['compressor']}"
+    name = f"(FedSynSAM - best)/(realset - best) under {entry['compressor']}"
     if entry["value"] is None:
         return f"{name}: undefined ({entry['reason']})"
     return f"{name}: {entry['value']:.2f} (best: {entry['best']})"
@@ -170,9 +195,9 @@ def headline_text(entry: dict[str, Any]) -> str:
 def print_table(comparison: Comparison, console: Console) -> None:
     """Print the table and the headline figures."""
     header, *rows = table_rows(comparison)
-    table = Table(*header, box=None, padding=(0, 2, 0, 0))
+    table = Table(*map(escape, header), box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     for compressor in comparison.compressors:
         console.print(headline_text(headline(comparison, compressor)), markup=False)

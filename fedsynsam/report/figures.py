@@ -52,10 +52,16 @@ def save_curves(rounds: Sequence[RoundMetrics], path: Path, title: str) -> Path:
         left.set(xlabel="round", ylabel="test accuracy, %", title="accuracy")
         middle.plot([row.round for row in rounds], [row.train_loss for row in rounds], color=COLORS[1], label="local")
         middle.plot(steps, [row.test_loss for row in evaluated], color=COLORS[0], label="test")
-        middle.set(xlabel="round", ylabel="cross-entropy", title="loss (local: mean over the clients' steps)")
+        middle.set(xlabel="round", ylabel="cross-entropy", title="loss (local: mean over local steps)")
         middle.legend()
-        right.plot([sent[step] / 1e6 for step in steps], accuracy, color=COLORS[0], marker="." if len(steps) < 40 else "")
-        right.set(xlabel="uplink so far, MB (encoded payloads)", ylabel="test accuracy, %", title="accuracy a byte")
+        right.plot(
+            [sent[step] / 1e6 for step in steps], accuracy, color=COLORS[0], marker="." if len(steps) < 40 else ""
+        )
+        right.set(
+            xlabel="uplink so far, MB (encoded payloads)",
+            ylabel="test accuracy, %",
+            title="accuracy against bytes sent",
+        )
         figure.suptitle(title)
         return _save(figure, path)
 
@@ -71,7 +77,9 @@ def save_comparison_figures(comparison: Comparison, out: Path) -> list[Path]:
 
 def _curve(group: Group) -> tuple[list[int], np.ndarray]:
     """Rounds that every seed evaluated, and the accuracies [seeds, rounds] in percent."""
-    series = [{row.round: row.test_accuracy for row in run.rounds if row.test_accuracy is not None} for run in group.runs]
+    series = [
+        {row.round: row.test_accuracy for row in run.rounds if row.test_accuracy is not None} for run in group.runs
+    ]
     steps = sorted(set.intersection(*(set(one) for one in series)))
     return steps, 100 * np.array([[one[step] for step in steps] for one in series], dtype=float)
 

@@ -27,14 +27,16 @@ def comparison_page(comparison: Comparison, headlines: list[str], figures: list[
     title = "Comparison: " + ", ".join(comparison.algorithms)
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
     body = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>' + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:]) + "</tr>"
+        f'<tr><th scope="row">{html.escape(row[0])}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
         for row in rows
     )
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
-        f"<p>Seeds {', '.join(map(str, seeds))}. Accuracy is the mean over the evaluations of the last fifth of the rounds; "
-        "± is the standard deviation over seeds. Bytes are lengths of encoded payloads.</p>",
+        f"<p>Seeds {', '.join(map(str, seeds))}. Accuracy is the mean over the evaluations of the "
+        "last fifth of the rounds; ± is the standard deviation over seeds. Bytes are lengths of encoded payloads.</p>",
         "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in headlines) + "</ul>",
         f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
         *(_image(path) for path in figures),

@@ -48,7 +48,8 @@ def reference_chunk_topk(update: Tensor, residual: Tensor | None, density: float
 
 def assert_same_bits(got: TopK, expected: TopK) -> None:
     for name, x, y in zip(TopK._fields, got, expected, strict=True):
-        assert x.dtype == y.dtype and x.shape == y.shape, name
+        assert x.dtype == y.dtype, name
+        assert x.shape == y.shape, name
         x, y = (t.view(torch.int32) if t.dtype == torch.float32 else t for t in (x, y))
         assert torch.equal(x, y), f"{name}: {(x != y).sum()} differ, first at {(x != y).nonzero()[:1].tolist()}"
 

@@ -1,0 +1,154 @@
+"""Data sets as tensors: loaded, validated, normalised, and ready to be indexed by a client's batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import lzma
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsynsam.errors import DataError
+from fedsynsam.fl.data_files import Arrays, read_cifar, read_fashion_mnist, read_npz
+
+EMBEDDED = "fashion_mnist_subset.npz.xz"
+EMBEDDED_SHA256 = "9ab9f1f5d706ff9ccedeb279c758eb79752a78981c4dcd1a9c90db79c93308bc"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Images f32 [N, channels, height, width], normalised by the training set's mean and deviation; labels int64 [N].
+
+    Images lie in memory as [N, height, width, channels] ("channels last"), in which convolutions run faster.
+    `low` and `high` [channels] bound the normalised values that a pixel can take.
+    """
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: int
+    low: Tensor
+    high: Tensor
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        channels, height, width = self.x_train.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same data on `device`."""
+        moved: dict[str, Any] = {
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
+    """The data set `name` (see `RunConfig.dataset`); raises `DataError` saying how to get it when it is missing."""
+    if name == "fashion-mnist-subset":
+        arrays = _read_embedded()
+    elif name == "fashion-mnist":
+        arrays = read_fashion_mnist(data_dir)
+    elif name in ("cifar10", "cifar100"):
+        arrays = read_cifar(name, data_dir)
+    elif name.endswith(".npz"):
+        arrays = read_npz(Path(name))
+    else:
+        raise DataError(
+            f"unknown data set {name!r}; known: fashion-mnist-subset, fashion-mnist, cifar10, cifar100, *.npz"
+        )
+    return dataset_from_arrays(name, arrays)
+
+
+def dataset_from_arrays(name: str, arrays: Arrays) -> Dataset:
+    """A `Dataset` from `x_train y_train x_test y_test`; raises `DataError` naming the array that is wrong.
+
+    Images are [N, H, W], [N, H, W, channels] or [N, channels, H, W] (1 or 3 channels), uint8 or floating; labels are
+    integers [N] from 0.
+    """
+    images = {part: _checked_images(f"x_{part}", arrays[f"x_{part}"], name) for part in ("train", "test")}
+    labels = {part: _checked_labels(f"y_{part}", arrays[f"y_{part}"], len(images[part]), name) for part in images}
+    if images["train"].shape[1:] != images["test"].shape[1:]:
+        shapes = " and ".join(str(tuple(part.shape[1:])) for part in images.values())
+        raise DataError(f"{name}: x_train and x_test hold images of different shapes {shapes}")
+    classes = int(labels["train"].max()) + 1
+    if classes < 2:
+        raise DataError(f"{name}: y_train holds only label 0; at least two classes are needed")
+    if int(labels["test"].max()) >= classes:
+        raise DataError(f"{name}: y_test holds label {int(labels['test'].max())}, y_train only 0 to {classes - 1}")
+    # numpy in float64: the same statistics whatever the number of PyTorch threads
+    train = images["train"].numpy()
+    mean = train.mean(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
+    deviation = train.std(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
+    shift, scale = (torch.from_numpy(values.astype(np.float32)) for values in (mean, np.maximum(deviation, 1e-6)))
+    normal = {part: channels_last((values - shift) / scale) for part, values in images.items()}
+    return Dataset(
+        name=name,
+        x_train=normal["train"],
+        y_train=labels["train"],
+        x_test=normal["test"],
+        y_test=labels["test"],
+        classes=classes,
+        low=normal["train"].amin(dim=(0, 2, 3)),
+        high=normal["train"].amax(dim=(0, 2, 3)),
+    )
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """`images` [N, channels, H, W] with the memory of [N, H, W, channels], unambiguously even for one channel."""
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def take(images: Tensor, indices: Tensor) -> Tensor:
+    """`images[indices]`, channels last like `images`."""
+    return images.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
+
+
+def _read_embedded() -> Arrays:
+    blob = resources.files("fedsynsam.fl").joinpath("embedded").joinpath(EMBEDDED).read_bytes()
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest != EMBEDDED_SHA256:
+        raise DataError(
+            f"{EMBEDDED} is damaged: its SHA-256 is {digest}, expected {EMBEDDED_SHA256}; reinstall fedsynsam"
+        )
+    with np.load(io.BytesIO(lzma.decompress(blob)), allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
+
+
+def _checked_images(key: str, array: np.ndarray, name: str) -> Tensor:
+    """f32 [N, channels, H, W] in [0, 1] from uint8, or as they are from floats."""
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise DataError(f"{name}: {key} has dtype {array.dtype}; expected uint8 or a floating type")
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in array.shape:
+        raise DataError(
+            f"{name}: {key} has shape {array.shape}; expected non-empty [N, H, W], [N, H, W, channels] or "
+            "[N, channels, H, W] with 1 or 3 channels"
+        )
+    scale = 255.0 if array.dtype == np.uint8 else 1.0
+    images = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) / scale
+    if not bool(torch.isfinite(images).all()):
+        raise DataError(f"{name}: {key} holds values that are not finite")
+    return images
+
+
+def _checked_labels(key: str, array: np.ndarray, count: int, name: str) -> Tensor:
+    if array.dtype.kind not in "iu" or array.shape != (count,):
+        raise DataError(f"{name}: {key} is {array.dtype} {array.shape}; expected integers of shape ({count},)")
+    labels = torch.from_numpy(array.astype(np.int64))
+    if int(labels.min()) < 0:
+        raise DataError(f"{name}: {key} holds label {int(labels.min())}; labels start at 0")
+    return labels

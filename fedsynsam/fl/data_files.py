@@ -1,0 +1,157 @@
+"""Readers of data set files: IDX (Fashion-MNIST), parquet in the Hugging Face schema (CIFAR), and .npz."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from fedsynsam.errors import DataError
+
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+Arrays = dict[str, np.ndarray]
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The uint8 array of an IDX file, gzipped when its name ends in .gz; `DataError` if it is damaged."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
+        raise DataError(f"{path} is not an IDX file of unsigned bytes (its magic number is {raw[:4].hex()})")
+    rank = raw[3]
+    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", count=rank, offset=4))
+    if len(raw) != 4 + 4 * rank + int(np.prod(shape, dtype=np.int64)):
+        raise DataError(f"{path} holds {len(raw)} bytes, which does not fit its shape {shape}; fetch it again")
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def read_fashion_mnist(data_dir: str | None) -> Arrays:
+    """The full Fashion-MNIST from IDX files in `data_dir`, $FEDSYNSAM_DATA or Debian's folder."""
+    names = {
+        "x_train": "train-images-idx3-ubyte",
+        "y_train": "train-labels-idx1-ubyte",
+        "x_test": "t10k-images-idx3-ubyte",
+        "y_test": "t10k-labels-idx1-ubyte",
+    }
+    folders = _folders(data_dir, DEBIAN_FOLDER)
+    for folder in folders:
+        paths = {key: _first_existing(folder / f"{name}.gz", folder / name) for key, name in names.items()}
+        if all(path is not None for path in paths.values()):
+            return {key: read_idx(path) for key, path in paths.items() if path is not None}
+    raise DataError(
+        f"fashion-mnist: the four IDX files were not found in {', '.join(map(str, folders))}; get them by "
+        "(1) apt install dataset-fashion-mnist, or (2) downloading them from "
+        "github.com/zalandoresearch/fashion-mnist and giving their folder as --data-dir or $FEDSYNSAM_DATA, or "
+        "(3) do without them: --dataset fashion-mnist-subset is inside the package"
+    )
+
+
+def read_cifar(name: str, data_dir: str | None) -> Arrays:
+    """CIFAR-10 or CIFAR-100 (`name`) from local parquet files, else through Hugging Face `datasets`."""
+    label = "label" if name == "cifar10" else "fine_label"
+    folders = _folders(data_dir)
+    for folder in folders:
+        files = {part: _parquet_files(folder, name, part) for part in ("train", "test")}
+        if all(files.values()):
+            return _join({part: _read_parquet(paths, label) for part, paths in files.items()})
+    if importlib.util.find_spec("datasets") is not None and data_dir is None:
+        return _join({part: _read_hub(name, part, label) for part in ("train", "test")})
+    searched = (
+        f"no train*.parquet and test*.parquet in {', '.join(map(str, folders))}" if folders else "no folder given"
+    )
+    raise DataError(
+        f"{name}: {searched}; get it by (1) pip install 'fedsynsam[data]', which fetches it through Hugging Face "
+        f"datasets, or (2) putting the parquet files of the data set uoft-cs/{name} in a folder given as --data-dir or "
+        "$FEDSYNSAM_DATA (needs pyarrow), or (3) giving your own .npz with "
+        f"{' '.join(KEYS)} as --dataset FILE.npz"
+    )
+
+
+def read_npz(path: Path) -> Arrays:
+    """The four arrays of an .npz file; `DataError` when the file or one of them is missing."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in KEYS if key not in archive.files]
+            if missing:
+                raise DataError(f"{path}: array {missing[0]!r} is missing; an .npz data set holds {', '.join(KEYS)}")
+            return {key: archive[key] for key in KEYS}
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist; (1) give the path of an .npz that holds {', '.join(KEYS)}, or (2) name a known "
+            "data set, or (3) use the embedded --dataset fashion-mnist-subset"
+        ) from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not a readable .npz file: {error}") from error
+
+
+def _folders(data_dir: str | None, *defaults: Path) -> list[Path]:
+    """Where to look: a given folder alone, else the environment's, then `defaults`."""
+    if data_dir is not None:
+        return [Path(data_dir)]
+    environment = os.environ.get("FEDSYNSAM_DATA")
+    return ([Path(environment)] if environment else []) + list(defaults)
+
+
+def _first_existing(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _parquet_files(folder: Path, name: str, part: str) -> list[Path]:
+    """Parquet files of `part` in `folder/name` if that exists, else in `folder`, subfolders included."""
+    root = folder / name if (folder / name).is_dir() else folder
+    return sorted(root.rglob(f"{part}*.parquet"))
+
+
+def _read_parquet(paths: list[Path], label: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{paths[0]}: reading parquet needs pyarrow: pip install 'fedsynsam[data]'") from None
+    images, labels = [], []
+    for path in paths:
+        try:
+            table = pyarrow.parquet.read_table(path)
+        except (OSError, pyarrow.ArrowInvalid) as error:
+            raise DataError(f"{path} is not a readable parquet file: {error}") from error
+        column = next((name for name in ("img", "image") if name in table.column_names), None)
+        if column is None or label not in table.column_names:
+            raise DataError(f"{path} has columns {table.column_names}; expected 'img' (or 'image') and {label!r}")
+        images += [_decode_image(row["bytes"], path) for row in table[column].to_pylist()]
+        labels.append(table[label].to_numpy())
+    return np.stack(images), np.concatenate(labels)
+
+
+def _decode_image(blob: bytes, path: Path) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError  # comes with matplotlib
+
+    try:
+        return np.asarray(Image.open(io.BytesIO(blob)).convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{path} holds an image that cannot be decoded: {error}") from error
+
+
+def _read_hub(name: str, part: str, label: str) -> tuple[np.ndarray, np.ndarray]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(f"uoft-cs/{name}", split=part)
+    except Exception as error:  # the hub client raises many unrelated types when it is offline
+        raise DataError(
+            f"{name}: Hugging Face datasets could not load it ({type(error).__name__}: {error}); put its parquet "
+            "files in a folder and give it as --data-dir"
+        ) from error
+    return np.stack([np.asarray(image.convert("RGB")) for image in rows["img"]]), np.asarray(rows[label])
+
+
+def _join(parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> Arrays:
+    return {f"{kind}_{part}": arrays[i] for part, arrays in parts.items() for i, kind in enumerate("xy")}

@@ -1,0 +1,56 @@
+"""What the server has seen of a run: the global weights after each round, and payloads that led from one to the next.
+
+The synthetic set is learned from this alone. A payload is kept as it came, so that a sparse one stays small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+from torch import Tensor
+
+from fedsynsam import Payload
+
+
+@dataclass
+class Evidence:
+    """The last `window` rounds, and `payloads_kept` of the payloads of each."""
+
+    window: int
+    payloads_kept: int = 4
+    weights: dict[int, Tensor] = field(default_factory=dict)  # round -> global weights [P] after it
+    payloads: dict[int, list[Payload]] = field(default_factory=dict)  # round -> payloads received in it
+
+    def add(self, round_number: int, weights: Tensor, payloads: Sequence[Payload] = ()) -> None:
+        """Record the global weights after `round_number` and what the server received in it."""
+        self.weights[round_number] = weights
+        # spread over the cohort, and a different part of it in each round
+        self.payloads[round_number] = [
+            payloads[(round_number + i * len(payloads) // self.payloads_kept) % len(payloads)]
+            for i in range(min(self.payloads_kept, len(payloads)))
+        ]
+        for old in [key for key in self.weights if key < round_number - self.window]:
+            del self.weights[old], self.payloads[old]
+
+    def sample(self, segment: int, drift: float, average: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A starting point and the point that it should lead to, both [P].
+
+        The start is w_j + c·C(Δ_i), with j uniform, i a client of the round after w_j, and c uniform in [0, drift]: a
+        point where local training may go. The goal is the mean of `average` weights from w_{j+segment} on.
+        """
+        first, newest = min(self.weights), max(self.weights)
+        last = max(first, newest - segment - average + 1)
+        start_round = int(rng.integers(first, last + 1))
+        goals = [
+            self.weights[r] for r in range(start_round + segment, start_round + segment + average) if r in self.weights
+        ]
+        goal = sum(goals[1:], goals[0]) / len(goals)
+        start = self.weights[start_round]
+        received = self.payloads[start_round + 1]
+        if drift > 0.0 and received:
+            payload = received[int(rng.integers(len(received)))]
+            start = start + drift * float(rng.random()) * cast(Tensor, payload.decompress())
+        return start, goal

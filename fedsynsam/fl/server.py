@@ -1,0 +1,95 @@
+"""The server's side of a round: whom it asks, what it sends, and what it does with what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import Tensor
+
+import fedsynsam as fs
+from fedsynsam.fl.algorithm import PRESETS, Knowledge
+from fedsynsam.fl.client import Upload
+from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.evidence import Evidence
+from fedsynsam.fl.flat import Batch
+from fedsynsam.fl.streams import COHORT, stream
+from fedsynsam.fl.synthesis import SyntheticSet
+
+
+@dataclass
+class ServerState:
+    """All that a run carries from one round to the next; a checkpoint is exactly this.
+
+    `residuals` belong to the clients; they live here because the simulation plays all of them.
+    """
+
+    weights: Tensor  # [P]
+    round: int = 0  # finished rounds
+    previous: Tensor | None = None  # [P], the weights one round earlier
+    evidence: Evidence | None = None  # what the synthetic set is learned from (fedsynsam)
+    last_weights: dict[int, Tensor] = field(default_factory=dict)  # client -> what it last started from (fedlesam)
+    residuals: dict[int, fs.State] = field(default_factory=dict)  # client -> its compressor's state
+    synthetic: SyntheticSet | None = None
+    synthetic_round: int = 0  # finished rounds when the set was last learned
+    holders: dict[int, int] = field(default_factory=dict)  # client -> `synthetic_round` of the set it holds
+
+
+class Server:
+    """Aggregates payloads and keeps the state of a run."""
+
+    def __init__(self, config: RunConfig, weights: Tensor, shared: Batch | None = None) -> None:
+        self.config = config
+        self.state = ServerState(weights)
+        self._real_set = shared
+        self._kind = PRESETS[config.algorithm].perturbation
+        if self._kind == "synthetic":
+            self.state.evidence = Evidence(window=config.synthetic_window)
+            self.state.evidence.add(0, weights)
+
+    def cohort(self, round_number: int) -> list[int]:
+        """The clients of a round, ascending; a function of the seed and the round alone."""
+        rng = stream(self.config.seed, COHORT, round_number)
+        return sorted(rng.choice(self.config.clients, self.config.cohort_size, replace=False).tolist())
+
+    def knowledge(self, client_id: int) -> Knowledge:
+        """What the client is sent at the start of a round, together with what it kept from its last one."""
+        state = self.state
+        shared = state.synthetic.batch if state.synthetic is not None else self._real_set
+        return Knowledge(state.weights, state.last_weights.get(client_id), shared)
+
+    def needs_synthesis(self) -> bool:
+        """Whether the synthetic set should be learned, or renewed, before the next round."""
+        since_start = self.state.round - self.config.synthetic_start
+        if self._kind != "synthetic" or since_start < 0:
+            return False
+        every = self.config.synthetic_every
+        return since_start == 0 or (every > 0 and since_start % every == 0)
+
+    def adopt(self, synthetic: SyntheticSet) -> None:
+        """Use `synthetic` from the next round on."""
+        self.state.synthetic, self.state.synthetic_round = synthetic, self.state.round
+
+    def downlink_bytes(self, cohort: list[int]) -> int:
+        """Bytes that the cohort is sent: dense weights each, and the synthetic set where a client lacks the latest."""
+        state = self.state
+        total = len(cohort) * state.weights.numel() * state.weights.element_size()
+        if state.synthetic is not None:
+            stale = [client for client in cohort if state.holders.get(client) != state.synthetic_round]
+            total += len(stale) * state.synthetic.num_bytes
+            state.holders.update(dict.fromkeys(stale, state.synthetic_round))
+        return total
+
+    def finish_round(self, uploads: list[Upload]) -> None:
+        """Add the mean update, weighted by examples, to the global weights; take over the clients' new states."""
+        state = self.state
+        mean = fs.aggregate([up.payload for up in uploads], weights=[up.num_examples for up in uploads])
+        state.previous = state.weights
+        state.weights = state.weights + self.config.server_lr * cast(Tensor, mean)
+        state.round += 1
+        for up in uploads:
+            state.residuals[up.client_id] = up.state
+            if self._kind == "previous":
+                state.last_weights[up.client_id] = state.previous
+        if state.evidence is not None:
+            state.evidence.add(state.round, state.weights, [up.payload for up in uploads])

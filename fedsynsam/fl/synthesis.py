@@ -1,0 +1,122 @@
+"""The synthetic set: a few images with soft labels whose gradient stands in for the gradient of everybody's data.
+
+It is learned on the server from what the server has seen anyway (`Evidence`); no client's data are touched.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.data import Dataset
+from fedsynsam.fl.evidence import Evidence
+from fedsynsam.fl.flat import Batch
+from fedsynsam.fl.matching import FlatLoss, gradient_mismatch, trajectory_mismatch
+from fedsynsam.fl.metrics import OnStep, StepProgress
+from fedsynsam.fl.streams import SYNTHESIS, stream
+
+# Adam's rates for images, logits and log-rate; they fall to a twentieth along half a cosine. Faster or longer learning
+# matches the trajectory better and the global gradient worse.
+IMAGE_LR, LOGIT_LR, RATE_LR = 0.05, 0.01, 0.01
+# Logit of an image's own class at first: soft labels that already tell the classes apart (0 leaves nothing to start
+# from, 5 nothing to learn).
+FIRST_LOGIT = 2.0
+FIRST_RATE = 0.04  # DynaFed's
+INNER_STEPS = 10  # of trajectory matching; DynaFed takes 20
+AVERAGE = 3  # global weights averaged in the goal of trajectory matching, which averages compression noise, too
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """Images f32 [M, C, H, W], label logits f32 [M, classes], and log_rate f32 [], which trajectory matching learns."""
+
+    images: Tensor
+    logits: Tensor
+    log_rate: Tensor
+
+    @property
+    def batch(self) -> Batch:
+        """Images and soft labels, as a client uses them."""
+        return self.images, self.logits.softmax(dim=1)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of a broadcast: images and logits as float32."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.images, self.logits))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, as a checkpoint keeps them; `SyntheticSet(**tensors)` is the inverse."""
+        return {"images": self.images, "logits": self.logits, "log_rate": self.log_rate}
+
+
+def first_set(dataset: Dataset, images_per_class: int, rng: np.random.Generator) -> SyntheticSet:
+    """Clipped Gaussian noise, the same number of images for each class."""
+    device = dataset.x_train.device
+    shape = (images_per_class * dataset.classes, *dataset.image_shape)
+    images = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(device)
+    own = torch.arange(dataset.classes, device=device).repeat_interleave(images_per_class)
+    logits = FIRST_LOGIT * torch.nn.functional.one_hot(own, dataset.classes).float()
+    return SyntheticSet(_clip(images, dataset), logits, torch.tensor(math.log(FIRST_RATE), device=device))
+
+
+def learn(
+    config: RunConfig,
+    module: nn.Module,
+    dataset: Dataset,
+    evidence: Evidence,
+    previous: SyntheticSet | None,
+    round_number: int,
+    on_step: OnStep | None = None,
+) -> SyntheticSet:
+    """The synthetic set after `round_number` rounds, learned anew or, in a third of the steps, from `previous`.
+
+    `dataset` gives the shape and range of images and the number of classes, nothing else. `on_step` sees every step
+    and ends the learning by returning False; what was learned so far is then used.
+    """
+    rng = stream(config.seed, SYNTHESIS, round_number)
+    first = previous if previous is not None else first_set(dataset, config.synthetic_images, rng)
+    steps = config.synthetic_steps if previous is None else -(-config.synthetic_steps // 3)
+    images, logits, log_rate = (tensor.clone().requires_grad_() for tensor in first.tensors().values())
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [images], "lr": IMAGE_LR},
+            {"params": [logits], "lr": LOGIT_LR},
+            {"params": [log_rate], "lr": RATE_LR},
+        ]
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+    )
+    loss = FlatLoss(module)
+    by_gradient = config.synthetic_method == "gradient"
+    for step in range(steps):
+        start, goal = evidence.sample(
+            config.synthetic_segment, config.synthetic_drift, 1 if by_gradient else AVERAGE, rng
+        )
+        if by_gradient:
+            mismatch = gradient_mismatch(loss, images, logits, start, goal)
+        else:
+            mismatch = trajectory_mismatch(loss, images, logits, log_rate, start, goal, INNER_STEPS)
+        optimizer.zero_grad()
+        mismatch.backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            images.copy_(_clip(images, dataset))
+        if on_step is not None:
+            progress = StepProgress(
+                stage="synthesis", done=step + 1, total=steps, round=round_number, value=float(mismatch.detach())
+            )
+            if on_step(progress) is False:
+                break
+    return SyntheticSet(images.detach(), logits.detach(), log_rate.detach())
+
+
+def _clip(images: Tensor, dataset: Dataset) -> Tensor:
+    """`images` within the range that pixels of the data set can take, channel by channel."""
+    return torch.minimum(torch.maximum(images, dataset.low.view(-1, 1, 1)), dataset.high.view(-1, 1, 1))

@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kLargestSet = 16;
 constexpr int64_t kSetsPerElement = 4;  // sets for each element to be emitted
 
+constexpr uint32_t kLowered = 1u << 20;     // an eighth of an octave, as a difference of keys
+
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // A key that at least k of the `count` elements reach.
@@ -49,28 +51,35 @@ Scratch::Scratch(int64_t count)
 bool emit_cached(const TopKArguments& args, const Piece& piece, Store store, Scratch& scratch) {
   const int64_t offset = piece.row * args.n + piece.begin;
   float* target = args.new_residual + offset;
-  Sink nowhere{nullptr, nullptr, 0};
-  if (piece.k == 0) return absorb(args, offset, piece.count, target, store, kNever, 0, &nowhere) < kInfinity;
+  if (piece.k == 0) return accumulate(args, offset, piece.count, target, store) < kInfinity;
 
+  // Pieces resemble their neighbours: with the last threshold, lowered a little, the first pass may find enough.
   float* a = scratch.a.get();
-  const uint32_t top = absorb(args, offset, piece.count, a, Store::plain, kNever, 0, &nowhere);
+  scratch.candidates.count = 0;
+  Sink sink = scratch.candidates.sink();
+  uint32_t lo = scratch.guess;
+  const uint32_t top = absorb(args, offset, piece.count, a, Store::plain, Taken::kept, lo, 0, &sink);
   if (top >= kInfinity) return false;
-
-  const uint32_t lo = lower_bound(scratch, piece.count, piece.k, top);
-  Sink sink{scratch.candidates.sink().index, scratch.candidates.sink().bits, 0};
-  kernels().collect(a, piece.count, lo, &sink);
+  if (sink.count < piece.k) {
+    lo = lower_bound(scratch, piece.count, piece.k, top);
+    sink = scratch.candidates.sink();
+    kernels().collect(a, piece.count, lo, &sink);
+  }
   scratch.candidates.count = sink.count;
   scratch.candidates.pad();
   const Segment candidates = segment_of(scratch.candidates);
   const uint32_t threshold = kth_largest(&candidates, 1, piece.k, lo, top);
+  scratch.guess = threshold > kLowered ? threshold - kLowered : kNever;
 
   if (count_at_least(candidates, threshold) == piece.k) {  // the copy to the residual emits on its way
     Sink output = Output(args, piece, 0).sink();
-    kernels().absorb(a, nullptr, piece.count, target, store, threshold, static_cast<uint32_t>(piece.begin), &output);
+    kernels().absorb(a, nullptr, piece.count, target, store, Taken::zeroed, threshold,
+                     static_cast<uint32_t>(piece.begin), &output);
   } else {
     const int64_t above = count_at_least(candidates, threshold + 1);
     emit_with_ties(args, piece, {threshold, piece.k - above}, scratch);
-    kernels().absorb(a, nullptr, piece.count, target, store, kNever, 0, &nowhere);
+    Sink nowhere{nullptr, nullptr, 0};
+    kernels().absorb(a, nullptr, piece.count, target, store, Taken::kept, kNever, 0, &nowhere);
   }
   return true;
 }

@@ -21,9 +21,14 @@ struct Sink {
 };
 
 enum class Store {
-  plain,     // every element, through the caches
-  streaming, // every element, past the caches: the target's lines are not read first
-  changed,   // target and source are the same: only vectors in which an element was taken
+  plain,      // every element, through the caches
+  streaming,  // every element, past the caches: the target's lines are not read first
+  changed,    // target and source are the same: only vectors in which an element was taken
+};
+
+enum class Taken {
+  zeroed,  // the target gets 0 in the place of a taken element
+  kept,    // the target gets the element all the same
 };
 
 struct Kernels {
@@ -31,10 +36,10 @@ struct Kernels {
   void (*convert_bf16)(const uint16_t* in, int64_t count, float* out);
   void (*convert_f16)(const uint16_t* in, int64_t count, float* out);
   // a = update + residual (or update, if residual is null). Elements with key(a) >= lo go to the sink, index `base`
-  // being that of the first one, and target gets a with 0 in their places. Returns the largest key.
+  // being that of the first one, and target gets a. Returns the largest key.
   uint32_t (*absorb)(const float* update, const float* residual, int64_t count, float* target, Store store,
-                     uint32_t lo, uint32_t base, Sink* sink);
-  // The elements of a with key >= lo go to the sink; a is not changed.
+                     Taken taken, uint32_t lo, uint32_t base, Sink* sink);
+  // The elements of a with key >= lo go to the sink.
   void (*collect)(const float* a, int64_t count, uint32_t lo, Sink* sink);
   // The largest keys of count / `group` disjoint sets of `group` elements. count: a multiple of 16 * group.
   void (*maxima)(const float* a, int64_t count, int64_t group, uint32_t* out);

@@ -27,6 +27,7 @@ struct Scratch {
   std::unique_ptr<float[]> a;
   std::unique_ptr<uint32_t[]> maxima;
   Candidates candidates;
+  uint32_t guess = kNever;  // a key that the next piece's k largest probably reach: the last piece's, lowered
 };
 
 // Emit the piece: indices, values and residual. False, with outputs unspecified, if the piece is not finite.
@@ -34,8 +35,11 @@ bool emit_cached(const TopKArguments& args, const Piece& piece, Store store, Scr
 bool emit_streamed(const TopKArguments& args, const Piece& piece, Store store, int threads);
 
 // `absorb` of the kernels for `count` elements at `offset` of the whole update, of any dtype.
-uint32_t absorb(const TopKArguments& args, int64_t offset, int64_t count, float* target, Store store, uint32_t lo,
-                uint32_t base, Sink* sink);
+uint32_t absorb(const TopKArguments& args, int64_t offset, int64_t count, float* target, Store store, Taken taken,
+                uint32_t lo, uint32_t base, Sink* sink);
+
+// The same with nothing taken.
+uint32_t accumulate(const TopKArguments& args, int64_t offset, int64_t count, float* target, Store store);
 
 // Where an emitted element of a piece goes.
 struct Output {

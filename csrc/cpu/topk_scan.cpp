@@ -43,21 +43,34 @@ uint32_t bin_of(const std::vector<int64_t>& counts, int64_t* k) {
   return static_cast<uint32_t>(bin);
 }
 
+void emit_some_ties(const TopKArguments& args, const Piece& piece, const Share& share, Cut cut, Output output) {
+  float* a = args.new_residual + piece.row * args.n + piece.begin;
+  Candidates found(kTile);
+  for (int64_t i = share.begin; i < share.begin + share.count; i += kTile) {
+    Sink sink = found.sink();
+    kernels().collect(a + i, std::min(kTile, share.begin + share.count - i), cut.threshold, &sink);
+    for (int64_t j = 0; j < sink.count; ++j) {
+      if (!cut.takes(sink.bits[j])) continue;
+      const int64_t index = i + sink.index[j];
+      output.emit(static_cast<uint32_t>(piece.begin + index), sink.bits[j]);
+      a[index] = 0.0f;
+    }
+  }
+}
+
 }  // namespace
 
 void survey(const TopKArguments& args, const Piece& piece, const Bracket& bracket, Store store, Share& share) {
   const int64_t base = piece.row * args.n + piece.begin;
-  const Candidates found(kTile);
-  alignas(64) float a[kTile];
-  Sink nowhere{nullptr, nullptr, 0}, kept = share.candidates.sink();
+  Candidates found(kTile);
+  Sink kept = share.candidates.sink();
   for (int64_t i = share.begin; i < share.begin + share.count; i += kTile) {
     const int64_t count = std::min(kTile, share.begin + share.count - i);
-    share.top = std::max(share.top, absorb(args, base + i, count, a, Store::plain, kNever, 0, &nowhere));
-    kernels().absorb(a, nullptr, count, args.new_residual + base + i, store, kNever, 0, &nowhere);
     share.overflow |= kept.count + count > share.capacity;
-    if (share.overflow) continue;
-    Sink sink{const_cast<uint32_t*>(found.index()), const_cast<uint32_t*>(found.bits()), 0};
-    kernels().collect(a, count, bracket.lo, &sink);
+    Sink sink = found.sink();
+    const uint32_t lo = share.overflow ? kNever : bracket.lo;
+    const uint32_t top = absorb(args, base + i, count, args.new_residual + base + i, store, Taken::kept, lo, 0, &sink);
+    share.top = std::max(share.top, top);
     for (int64_t j = 0; j < sink.count; ++j) {  // without branches: most are sure, and it is hard to predict which
       const bool sure = (sink.bits[j] & 0x7fffffffu) >= bracket.hi;
       kept.bits[kept.count] = sink.bits[j];
@@ -96,21 +109,14 @@ void emit_by_scan(const TopKArguments& args, const Piece& piece, uint32_t thresh
   const int64_t count = static_cast<int64_t>(shares.size());
   parallel_for(count, static_cast<int>(count), 1, [&](int64_t s, int) {
     const Share& share = shares[static_cast<size_t>(s)];
-    int64_t skip = 0;
-    for (int64_t t = 0; t < s; ++t) skip += shares[static_cast<size_t>(t)].above + shares[static_cast<size_t>(t)].ties;
-    Output output(args, piece, skip);
-    Cut cut{threshold, share.ties};
-    float* a = args.new_residual + piece.row * args.n + piece.begin;
-    const Candidates found(kTile);
-    for (int64_t i = share.begin; i < share.begin + share.count; i += kTile) {
-      Sink sink{const_cast<uint32_t*>(found.index()), const_cast<uint32_t*>(found.bits()), 0};
-      kernels().collect(a + i, std::min(kTile, share.begin + share.count - i), threshold, &sink);
-      for (int64_t j = 0; j < sink.count; ++j) {
-        if (!cut.takes(sink.bits[j])) continue;
-        const int64_t index = i + sink.index[j];
-        output.emit(static_cast<uint32_t>(piece.begin + index), sink.bits[j]);
-        a[index] = 0.0f;
-      }
+    const Output output(args, piece, emitted_before(shares, share));
+    if (share.all_ties) {
+      float* a = args.new_residual + piece.row * args.n + piece.begin + share.begin;
+      Sink sink = output.sink();
+      kernels().absorb(a, nullptr, share.count, a, Store::changed, Taken::zeroed, threshold,
+                       static_cast<uint32_t>(piece.begin + share.begin), &sink);
+    } else {
+      emit_some_ties(args, piece, share, {threshold, share.ties}, output);
     }
   });
 }

@@ -25,10 +25,14 @@ struct Share {
   uint32_t top;         // largest key
   int64_t sure;         // keys from hi on, which are not among the candidates
   int64_t above, ties;  // keys above the threshold, and ties with it, that the share emits
+  bool all_ties;        // no tie of the share is left out
 };
 
 // Gives each share its part of the ties, the first ones first. Before: share.ties is the number of its ties.
 void grant_ties(std::vector<Share>& shares, int64_t ties);
+
+// The place of a share's first emitted element among those of the piece.
+int64_t emitted_before(const std::vector<Share>& shares, const Share& share);
 
 // Writes a into the residual and gathers the candidates of [lo, hi) of a share, whose size the bracket bounds.
 void survey(const TopKArguments& args, const Piece& piece, const Bracket& bracket, Store store, Share& share);

@@ -23,7 +23,7 @@ std::vector<Share> shares_of(const Piece& piece, const Bracket& bracket, int thr
     const int64_t count = std::min(length, piece.count - begin);
     // The candidates may all lie in one share. What is not used is never touched.
     const int64_t capacity = std::min(count, bracket.expected + bracket.expected / 4 + 2 * kTile);
-    shares.push_back({begin, count, Candidates(capacity), capacity, false, 0, 0, 0, 0});
+    shares.push_back({begin, count, Candidates(capacity), capacity, false, 0, 0, 0, 0, false});
   }
   return shares;
 }
@@ -41,7 +41,7 @@ void absorb_share(const TopKArguments& args, const Piece& piece, uint32_t lo, St
   for (int64_t i = share.begin; i < share.begin + share.count; i += kTile) {
     const int64_t count = std::min(kTile, share.begin + share.count - i);
     if (sink.count + count > share.capacity) lo = kNever, share.overflow = true;
-    const uint32_t top = absorb(args, base + i, count, args.new_residual + base + i, store, lo,
+    const uint32_t top = absorb(args, base + i, count, args.new_residual + base + i, store, Taken::zeroed, lo,
                                 static_cast<uint32_t>(i), &sink);
     share.top = std::max(share.top, top);
   }
@@ -98,25 +98,19 @@ bool select(std::vector<Share>& shares, int64_t k, const Bracket& bracket, uint3
   return true;
 }
 
-// The place of each share's first emitted element among those of the piece.
-int64_t emitted_before(const std::vector<Share>& shares, const Share& share) {
-  int64_t skip = 0;
-  for (const Share* s = shares.data(); s < &share; ++s) skip += s->above + s->ties;
-  return skip;
-}
-
 bool finite(const std::vector<Share>& shares) {
   return std::all_of(shares.begin(), shares.end(), [](const Share& share) { return share.top < kInfinity; });
 }
 
 }  // namespace
 
-uint32_t absorb(const TopKArguments& args, int64_t offset, int64_t count, float* target, Store store, uint32_t lo,
-                uint32_t base, Sink* sink) {
+uint32_t absorb(const TopKArguments& args, int64_t offset, int64_t count, float* target, Store store, Taken taken,
+                uint32_t lo, uint32_t base, Sink* sink) {
   const Kernels& k = kernels();
   const float* residual = args.residual ? args.residual + offset : nullptr;
   if (args.dtype == Dtype::f32) {
-    return k.absorb(static_cast<const float*>(args.update) + offset, residual, count, target, store, lo, base, sink);
+    return k.absorb(static_cast<const float*>(args.update) + offset, residual, count, target, store, taken, lo, base,
+                    sink);
   }
   const auto convert = args.dtype == Dtype::bf16 ? k.convert_bf16 : k.convert_f16;
   alignas(64) float tile[1024];
@@ -124,17 +118,29 @@ uint32_t absorb(const TopKArguments& args, int64_t offset, int64_t count, float*
   for (int64_t i = 0; i < count; i += 1024) {
     const int64_t length = std::min<int64_t>(1024, count - i);
     convert(static_cast<const uint16_t*>(args.update) + offset + i, length, tile);
-    top = std::max(top, k.absorb(tile, residual ? residual + i : nullptr, length, target + i, store, lo,
+    top = std::max(top, k.absorb(tile, residual ? residual + i : nullptr, length, target + i, store, taken, lo,
                                  base + static_cast<uint32_t>(i), sink));
   }
   return top;
 }
 
+uint32_t accumulate(const TopKArguments& args, int64_t offset, int64_t count, float* target, Store store) {
+  Sink nowhere{nullptr, nullptr, 0};
+  return absorb(args, offset, count, target, store, Taken::kept, kNever, 0, &nowhere);
+}
+
 void grant_ties(std::vector<Share>& shares, int64_t ties) {
   for (Share& share : shares) {
+    share.all_ties = share.ties <= ties;
     share.ties = std::min(share.ties, ties);
     ties -= share.ties;
   }
+}
+
+int64_t emitted_before(const std::vector<Share>& shares, const Share& share) {
+  int64_t skip = 0;
+  for (const Share* s = shares.data(); s < &share; ++s) skip += s->above + s->ties;
+  return skip;
 }
 
 bool emit_streamed(const TopKArguments& args, const Piece& piece, Store store, int threads) {

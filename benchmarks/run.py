@@ -32,7 +32,7 @@ CHECKED_N = 200_003  # elements a row, prime: every chunk and bucket size leaves
 PEERS = ("allocating", "eager", "compiled", "libraries")
 FIELDS = (
     *("op", "label", "backend", "rows", "n", "density", "bits", "threads", "repetitions"),
-    *("median_ms", "p20_ms", "p80_ms", "floor_bytes", "floor_gbps", "copy_gbps", "copy_kind", "copy_fraction"),
+    *("median_ms", "p20_ms", "p80_ms", "floor_bytes", "floor_gbps", "copy_gbps", "copy_fraction"),
     *("times_copy", "goal", "met", "speedup", "extra_bytes"),
     *("device", "driver", "torch", "triton", "numpy", "python", "commit", "date"),
 )
@@ -88,7 +88,6 @@ def bench(
         "threads": torch.get_num_threads() if device.type == "cpu" else "",
         "floor_bytes": round(floor),
         "copy_gbps": f"{bandwidth / 1e9:.2f}",
-        "copy_kind": copy.name,
     }
 
     def row(name: str, times: Times) -> dict[str, Any]:

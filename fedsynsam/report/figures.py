@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .comparison import Comparison, Group
 
 COLORS = ("#4269d0", "#efb118", "#ff725c", "#3ca951", "#97bbf5", "#a463f2", "#9c6b4e", "#6cc5b0")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.spines.top": False,

@@ -1,4 +1,4 @@
-// Compiles the loops of topk_kernels.inc for each instruction set, and chooses one at run time.
+// Compiles the loops of topk_loops.h for each instruction set, and chooses one at run time.
 #include "cpu/topk_kernels.h"
 
 #include <atomic>
@@ -21,7 +21,7 @@ namespace {
 namespace portable {
 #define FSS_LANES 1
 #define FSS_NAME "portable"
-#include "cpu/topk_kernels.inc"
+#include "cpu/topk_loops.h"
 #undef FSS_LANES
 #undef FSS_NAME
 }  // namespace portable
@@ -30,7 +30,7 @@ namespace portable {
 namespace sse2 {
 #define FSS_LANES 4
 #define FSS_NAME "sse2"
-#include "cpu/topk_kernels.inc"
+#include "cpu/topk_loops.h"
 #undef FSS_LANES
 #undef FSS_NAME
 }  // namespace sse2
@@ -42,7 +42,7 @@ namespace sse2 {
 namespace avx2 {
 #define FSS_LANES 8
 #define FSS_NAME "avx2"
-#include "cpu/topk_kernels.inc"
+#include "cpu/topk_loops.h"
 #undef FSS_LANES
 #undef FSS_NAME
 }  // namespace avx2
@@ -57,7 +57,7 @@ namespace avx2 {
 namespace avx512 {
 #define FSS_LANES 16
 #define FSS_NAME "avx512"
-#include "cpu/topk_kernels.inc"
+#include "cpu/topk_loops.h"
 #undef FSS_LANES
 #undef FSS_NAME
 }  // namespace avx512

@@ -1,4 +1,4 @@
-// The innermost loops of top-k, compiled once per instruction set (topk_kernels.inc) and chosen at run time.
+// The innermost loops of top-k, compiled once per instruction set (topk_loops.h) and chosen at run time.
 #pragma once
 
 #include <cstdint>

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsynsam import ops
-from fedsynsam.errors import ArgumentError
 from fedsynsam.ops import DecodedIndices, backend
 
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.skipif(backend.extension is None, reason="not built"))]
@@ -133,23 +132,23 @@ def test_threads_do_not_change_bits(threads: None, rows: int, n: int, k: int) ->
         assert torch.equal(decoded.indices, indices)
 
 
-@pytest.mark.parametrize("rank", [0, 1, 149_999, 150_000, 299_999])
-def test_a_swap_anywhere_in_a_long_row_is_seen(name: str, rank: int, threads: None) -> None:
-    """Two equal high parts with descending low parts, also where two threads' shares meet."""
+@pytest.mark.skipif(backend.extension is None, reason="the C++ extension is not built")
+def test_a_swap_is_seen_where_threads_meet(threads: None) -> None:
+    """Two indices with equal high parts and swapped low parts, all over the middle of the high vector."""
     torch.set_num_threads(2)
-    n, k = 3_000_000, 300_000
-    low = 3
+    n, k, low = 1_000_000, 100_000, 3
     indices = torch.arange(k, dtype=torch.int32) * 10
-    partner = min(rank + 1, k - 1)
-    indices[partner] = indices[partner - 1] + 1 if (indices[partner - 1] & 7) < 7 else indices[partner - 1] - 1
-    words = ops.encode_indices(indices.view(1, -1), n=n)
-    pair = sorted({int(indices[partner - 1]), int(indices[partner])})
-    assert pair[0] >> low == pair[1] >> low
-    swapped = indices.clone()
-    swapped[partner - 1], swapped[partner] = pair[1], pair[0]
-    wrong = ops.encode_indices(swapped.view(1, -1), n=n)
-    assert not torch.equal(wrong, words) or pair[0] != int(indices[partner - 1])
-    assert not ops.decode_indices(wrong, n=n, k=k).valid.item()
+    seen = 0
+    for rank in range(k // 2 - 50, k // 2 + 200):
+        first = int(indices[rank])
+        if first + 1 >> low != first >> low:
+            continue
+        swapped = indices.clone()
+        swapped[rank], swapped[rank + 1] = first + 1, first
+        words = ops.encode_indices(swapped.view(1, -1), n=n)
+        assert not ops.decode_indices(words, n=n, k=k).valid.item()
+        seen += 1
+    assert seen > 100
 
 
 # ---- hostile words ----
@@ -210,7 +209,7 @@ def test_only_the_bad_row_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [[0, 5, 5], [5, 4, 9], [0, 1, 40], [0, 1, 12], [-1, 3, 4]])
-def test_illegal_indices_do_not_decode(wrong: list[int]) -> None:
+def test_illegal_indices_do_not_decode(name: str, wrong: list[int]) -> None:
     """Equal, descending, or not below n: whatever words they give are refused, if they give any."""
     indices = torch.tensor([wrong], dtype=torch.int32)
     words = ops.encode_indices(indices, n=12)
@@ -242,7 +241,7 @@ def test_size_is_close_to_the_entropy(n: int, density: float, bound: float) -> N
     assert entropy <= 32 * ops.index_words(n, k) <= bound * entropy
 
 
-# ---- memory, layout, arguments ----
+# ---- memory and layout ----
 
 
 def test_out_overwrites_everything(name: str) -> None:
@@ -266,64 +265,3 @@ def test_non_contiguous_inputs(name: str) -> None:
     assert torch.equal(ops.encode_indices(indices.t().contiguous().t(), n=999), words)
     decoded = ops.decode_indices(words.t().contiguous().t(), n=999, k=60)
     assert torch.equal(decoded.indices, indices)
-
-
-INDICES = torch.tensor([[1, 4, 9]], dtype=torch.int32)
-WORDS = ops.encode_indices(INDICES, n=10)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: ops.encode_indices(INDICES.long(), n=10), "indices has dtype torch.int64"),
-        (lambda: ops.encode_indices(INDICES[0], n=10), "two dimensions"),
-        (lambda: ops.encode_indices([[1]], n=10), "indices is a list"),
-        (lambda: ops.encode_indices(INDICES, n=2), r"k \(the columns of indices\) is 3; expected 0 to 2"),
-        (lambda: ops.encode_indices(INDICES, n=-1), "n is -1"),
-        (lambda: ops.encode_indices(INDICES, n=2**31), "n is 2147483648"),
-        (lambda: ops.encode_indices(INDICES, n=10.0), "n is 10.0; expected an integer"),
-        (lambda: ops.encode_indices(INDICES, n=10, out=WORDS[:, :0]), "out has shape"),
-        (lambda: ops.encode_indices(INDICES, n=10, out=WORDS.float()), "out has dtype"),
-        (lambda: ops.encode_indices(INDICES, n=10, out=WORDS.to("meta")), "out is on meta"),
-        (lambda: ops.encode_indices(INDICES[:, :1], n=10, out=INDICES[:, :1]), "out has shape|out overlaps indices"),
-        (lambda: ops.decode_indices(WORDS, n=10, k=11), "k is 11; expected 0 to 10"),
-        (lambda: ops.decode_indices(WORDS, n=10, k=-1), "k is -1"),
-        (lambda: ops.decode_indices(WORDS, n=10, k=True), "k is True"),
-        (lambda: ops.decode_indices(WORDS, n=1000, k=500), "words has shape"),
-        (lambda: ops.decode_indices(WORDS.float(), n=10, k=3), "words has dtype"),
-        (lambda: ops.decode_indices(WORDS, n=10, k=3, out=INDICES), "expected a tuple of indices, valid"),
-        (
-            lambda: ops.decode_indices(WORDS, n=10, k=3, out=DecodedIndices(INDICES, INDICES)),
-            "out.valid has dtype",
-        ),
-    ],
-)
-def test_wrong_arguments(call, message: str) -> None:
-    with pytest.raises(ArgumentError, match=message):
-        call()
-
-
-def test_overlapping_out_is_refused() -> None:
-    buffer = torch.arange(64, dtype=torch.int32)
-    indices = buffer[:20].view(2, 10)
-    width = ops.index_words(64, 10)
-    out = buffer[15 : 15 + 2 * width].view(2, width)
-    with pytest.raises(ArgumentError, match="out overlaps indices"):
-        ops.encode_indices(indices, n=64, out=out)
-    with pytest.raises(ArgumentError, match=r"out\.indices overlaps words"):
-        ops.decode_indices(out, n=64, k=10, out=DecodedIndices(indices, torch.zeros(2, dtype=torch.bool)))
-    strided = torch.zeros(2, 2 * width, dtype=torch.int32)[:, ::2]
-    with pytest.raises(ArgumentError, match="out is not contiguous"):
-        ops.encode_indices(indices, n=64, out=strided)
-
-
-def test_operators_pass_opcheck() -> None:
-    for rows, n, k in [(2, 100, 10), (1, 10, 10), (2, 10, 0)]:
-        indices = draw(rows, n, k)
-        words = ops.encode_indices(indices, n=n)
-        namespace = torch.ops.fedsynsam
-        torch.library.opcheck(namespace.encode_indices.default, (indices, n))
-        torch.library.opcheck(namespace.encode_indices_out.default, (indices, n, torch.empty_like(words)))
-        torch.library.opcheck(namespace.decode_indices.default, (words, n, k))
-        outputs = torch.empty_like(indices), torch.empty(rows, dtype=torch.bool)
-        torch.library.opcheck(namespace.decode_indices_out.default, (words, n, *outputs))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fedsynsam import ops
@@ -20,20 +17,15 @@ INSTRUCTION_SETS = backend.extension.topk_instruction_sets() if backend.extensio
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Put the number of threads back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(params=INSTRUCTION_SETS)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    extension = backend.extension
-    assert extension.topk_select_instruction_set(request.param)
-    yield request.param
-    assert extension.topk_select_instruction_set(INSTRUCTION_SETS[0])
+def each_instruction_set() -> Iterator[str]:
+    """Let the C++ use one instruction set after the other; the best one again afterwards."""
+    select = backend.extension.topk_select_instruction_set
+    try:
+        for name in INSTRUCTION_SETS:
+            assert select(name)
+            yield name
+    finally:
+        select(INSTRUCTION_SETS[0])
 
 
 def reference_topk(update: Tensor, residual: Tensor | None, k: int) -> TopK:
@@ -136,22 +128,28 @@ def test_reference_chunks_equal_oracle(kind: str, n: int, chunk: int, density: f
 SMALL = [0, 1, 2, 3, 15, 16, 17, 31, 33, 255, 256, 257, 1009, 4095, 4096, 4097]
 
 
+@needs_extension
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_cpu_equals_reference(instruction_set: str, kind: str, dtype: torch.dtype) -> None:
+def test_cpu_equals_reference(kind: str, dtype: torch.dtype) -> None:
     for n in SMALL:
         update, residual = rows_of(kind, 3, n, dtype), rows_of(kind, 3, n, seed=1)
         for k in sorted({0, min(1, n), n // 100, n // 20, n // 5, n // 2, n}):
             for r in (None, residual):
-                assert_same_bits(ops.topk(update, r, k=k), reference_topk(update, r, k))
+                expected = reference_topk(update, r, k)
+                for _ in each_instruction_set():
+                    assert_same_bits(ops.topk(update, r, k=k), expected)
 
 
+@needs_extension
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "k"), [(65537, 655), (70001, 3), (70001, 20000), (300007, 3000), (300007, 30000)])
-def test_cpu_equals_reference_streamed(instruction_set: str, kind: str, n: int, k: int) -> None:
+@pytest.mark.parametrize(("n", "k"), [(65_537, 655), (70_001, 3), (70_001, 20_000), (150_007, 1500)])
+def test_cpu_equals_reference_streamed(kind: str, n: int, k: int) -> None:
     update, residual = rows_of(kind, 1, n), rows_of(kind, 1, n, seed=1)
     for r in (None, residual):
-        assert_same_bits(ops.topk(update, r, k=k), reference_topk(update, r, k))
+        expected = reference_topk(update, r, k)
+        for _ in each_instruction_set():
+            assert_same_bits(ops.topk(update, r, k=k), expected)
 
 
 @needs_extension
@@ -166,9 +164,8 @@ def test_cpu_equals_reference_streamed_dtypes(dtype: torch.dtype, k: int) -> Non
 @pytest.mark.parametrize("k", [4_300, 430_000])
 def test_cpu_equals_reference_past_the_caches(k: int) -> None:
     """From 2^22 elements on the residual is stored past the caches; rows that begin at odd offsets, too."""
-    update, residual = rows_of("normal", 3, 1_433_337), rows_of("normal", 3, 1_433_337, seed=1)
+    update, residual = rows_of("normal", 3, 1_400_337), rows_of("normal", 3, 1_400_337, seed=1)
     assert_same_bits(ops.topk(update, residual, k=k), reference_topk(update, residual, k))
-    assert_same_bits(ops.topk(update.view(1, -1), k=k), reference_topk(update.view(1, -1), None, k))
     got = ops.chunk_topk(update, residual, density=k / 4_300_000)
     assert_same_bits(got, reference_chunk_topk(update, residual, k / 4_300_000, 4096))
 
@@ -184,14 +181,37 @@ def test_cpu_is_exact_where_the_sample_misleads(k: int) -> None:
         assert_same_bits(ops.topk(update, k=k), reference_topk(update, None, k))
 
 
+@needs_extension
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("chunk", [1, 7, 64, 4096, 70_000])
-@pytest.mark.parametrize("density", [0.01, 0.1, 1.0])
-def test_cpu_chunks_equal_reference(instruction_set: str, kind: str, chunk: int, density: float) -> None:
-    for n in {chunk - 1, chunk, chunk + 1, 3 * chunk + 5, 5 * chunk} if chunk < 70_000 else {140_011}:
+@pytest.mark.parametrize("chunk", [1, 7, 64, 4096])
+def test_cpu_chunks_equal_reference(kind: str, chunk: int) -> None:
+    for n in (chunk - 1, chunk, chunk + 1, 3 * chunk + 5):
         update, residual = rows_of(kind, 2, n), rows_of(kind, 2, n, seed=1)
-        got = ops.chunk_topk(update, residual, density=density, chunk=chunk)
-        assert_same_bits(got, reference_chunk_topk(update, residual, density, chunk))
+        for density in (0.01, 0.1, 1.0):
+            expected = reference_chunk_topk(update, residual, density, chunk)
+            for _ in each_instruction_set():
+                assert_same_bits(ops.chunk_topk(update, residual, density=density, chunk=chunk), expected)
+
+
+@needs_extension
+@pytest.mark.parametrize(("rows", "n"), [(1, 140_011), (5, 75_000)])
+@pytest.mark.parametrize("density", [0.01, 0.1])
+def test_cpu_long_chunks_equal_reference(rows: int, n: int, density: float) -> None:
+    """Chunks that are streamed, one after the other or side by side."""
+    update, residual = rows_of("normal", rows, n), rows_of("ties", rows, n, seed=1)
+    got = ops.chunk_topk(update, residual, density=density, chunk=70_000)
+    assert_same_bits(got, reference_chunk_topk(update, residual, density, 70_000))
+
+
+@needs_extension
+def test_neighbouring_chunks_need_not_be_alike() -> None:
+    """The threshold of one chunk is the guess for the next one: scales that jump up and down, and zeros."""
+    scale = torch.tensor([1.0, 1e-6, 1e6, 0.0, 1.0, 1e-30, 1e30, 1.0]).repeat_interleave(512)
+    update = rows_of("normal", 3, 4096) * scale
+    for density in (0.01, 0.3):
+        expected = reference_chunk_topk(update, None, density, 512)
+        for _ in each_instruction_set():
+            assert_same_bits(ops.chunk_topk(update, density=density, chunk=512), expected)
 
 
 @needs_extension
@@ -202,166 +222,3 @@ def test_half_precision_conversion_is_exact() -> None:
         update = patterns.view(dtype)
         update = update[torch.isfinite(update)].view(1, -1)
         assert_same_bits(ops.topk(update, k=update.shape[1]), reference_topk(update, None, update.shape[1]))
-
-
-# ---- rows that are not finite ----
-
-
-@pytest.mark.parametrize("name", ["cpu", "reference"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("n", [500, 70_001])
-@pytest.mark.parametrize("with_residual", [False, True])
-def test_row_that_is_not_finite(name: str, bad: float, n: int, with_residual: bool) -> None:
-    if backend.why_not(name):
-        pytest.skip(str(backend.why_not(name)))
-    rows, k = (64, 11) if n == 500 else (6, 700)
-    update, residual = rows_of("normal", rows, n), rows_of("normal", rows, n, seed=1)
-    broken = update.clone()
-    broken[rows // 2, n - 3] = bad
-    others = torch.arange(rows) != rows // 2
-    r = residual if with_residual else None
-    with backend.use_backend(name):
-        results = [(ops.topk(x, r, k=k), ops.chunk_topk(x, r, density=0.1, chunk=100)) for x in (broken, update)]
-    for got, whole in zip(*results, strict=True):
-        assert got.nonfinite.tolist() == [row == rows // 2 for row in range(rows)]
-        assert got.indices[rows // 2].tolist() == list(range(got.indices.shape[1]))
-        assert not got.values[rows // 2].any()
-        untouched = residual[rows // 2] if with_residual else torch.zeros(n)
-        assert torch.equal(got.residual[rows // 2].view(torch.int32), untouched.view(torch.int32))
-        assert_same_bits(TopK(*(x[others] for x in got)), TopK(*(x[others] for x in whole)))
-
-
-@pytest.mark.parametrize("n", [3, 70_000])
-def test_overflow_of_the_sum_is_flagged(n: int) -> None:
-    big = torch.full((1, n), 3e38)
-    result = ops.topk(big, big, k=2)
-    assert result.nonfinite.item()
-    assert torch.equal(result.residual, big)
-
-
-# ---- determinism, memory, layout ----
-
-
-@needs_extension
-@pytest.mark.parametrize(("rows", "n"), [(1, 400_009), (3, 150_001), (7, 30_011), (64, 2_003)])
-@pytest.mark.parametrize("kind", ["normal", "ties", "equal"])
-def test_threads_do_not_change_bits(threads: None, rows: int, n: int, kind: str) -> None:
-    update, residual = rows_of(kind, rows, n), rows_of(kind, rows, n, seed=1)
-    results = []
-    for count in (1, 2, 7):
-        torch.set_num_threads(count)
-        for k in (n // 100, n // 7):
-            results.append((ops.topk(update, residual, k=k), ops.chunk_topk(update, residual, density=k / n)))
-    for one, many in zip(results[:2] * 2, results[2:], strict=True):
-        assert_same_bits(one[0], many[0])
-        assert_same_bits(one[1], many[1])
-
-
-@pytest.mark.parametrize("name", ["cpu", "reference"])
-@pytest.mark.parametrize("garbage", [math.nan, 7e30])
-@pytest.mark.parametrize(("rows", "n"), [(3, 1001), (1, 70_001), (0, 5), (2, 0)])
-def test_out_overwrites_everything(name: str, garbage: float, rows: int, n: int) -> None:
-    if backend.why_not(name):
-        pytest.skip(str(backend.why_not(name)))
-    update, residual = rows_of("normal", rows, n), rows_of("normal", rows, n, seed=1)
-    k = n // 9
-
-    def dirty(width: int) -> TopK:
-        return TopK(
-            torch.full((rows, width), -77, dtype=torch.int32),
-            torch.full((rows, width), garbage),
-            torch.full((rows, n), garbage),
-            torch.ones(rows, dtype=torch.bool),
-        )
-
-    with backend.use_backend(name):
-        out = dirty(k)
-        got = ops.topk(update, residual, k=k, out=out)
-        assert all(x is y for x, y in zip(got, out, strict=True))
-        assert_same_bits(got, reference_topk(update, residual, k))
-        out = dirty(ops.chunk_count_kept(n, 0.03, 128))
-        got = ops.chunk_topk(update, residual, density=0.03, chunk=128, out=out)
-        assert_same_bits(got, reference_chunk_topk(update, residual, 0.03, 128))
-
-
-@needs_extension
-@pytest.mark.parametrize(("n", "density"), [(1000, 0.05), (4097, 0.5), (70_001, 0.01), (70_001, 0.2)])
-def test_nothing_is_written_beside_the_outputs(n: int, density: float) -> None:
-    """Outputs in the middle of larger buffers, at odd offsets: the guards around them stay as they were."""
-    update = rows_of("ties", 2, n)
-    for width, call in (
-        (ops.count_kept(n, density), lambda out: ops.topk(update, k=out.indices.shape[1], out=out)),
-        (
-            ops.chunk_count_kept(n, density, 100),
-            lambda out: ops.chunk_topk(update, density=density, chunk=100, out=out),
-        ),
-    ):
-        buffers = [torch.full((2 * size + 66,), -3, dtype=torch.int32) for size in (width, width, n)]
-        middles = [b[33:-33].view(2, -1) for b in buffers]
-        out = TopK(middles[0], middles[1].view(torch.float32), middles[2].view(torch.float32), torch.zeros(2).bool())
-        call(out)
-        for buffer in buffers:
-            assert (buffer[:33] == -3).all()
-            assert (buffer[-33:] == -3).all()
-
-
-def test_inputs_are_unchanged_and_not_aliased() -> None:
-    update, residual = rows_of("normal", 2, 999), rows_of("normal", 2, 999, seed=1)
-    kept = update.clone(), residual.clone()
-    for result in (ops.topk(update, residual, k=9), ops.chunk_topk(update, residual, density=0.1)):
-        assert torch.equal(update, kept[0])
-        assert torch.equal(residual, kept[1])
-        assert result.residual.data_ptr() not in (update.data_ptr(), residual.data_ptr())
-
-
-def test_non_contiguous_inputs() -> None:
-    wide = rows_of("normal", 7, 600)
-    update, residual = wide.t()[:, 1:6], wide.flip(0).t()[:, 1:6]
-    assert_same_bits(ops.topk(update, residual, k=2), reference_topk(update.contiguous(), residual.contiguous(), 2))
-    sliced = wide[:, ::3]
-    got = ops.chunk_topk(sliced, density=0.1, chunk=50)
-    assert_same_bits(got, reference_chunk_topk(sliced.contiguous(), None, 0.1, 50))
-
-
-def test_gradients_are_not_recorded() -> None:
-    update = rows_of("normal", 1, 50).requires_grad_()
-    result = ops.topk(update, k=3)
-    assert not result.values.requires_grad
-    assert not result.residual.requires_grad
-
-
-# ---- properties ----
-
-floats = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**120), max_value=2.0**120)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(floats, floats), min_size=1, max_size=90), st.data())
-def test_nothing_is_lost(pairs: list[tuple[float, float]], data: st.DataObject) -> None:
-    """What is sent plus the new residual is update + old residual, and nothing kept is larger than what is sent."""
-    update, residual = torch.tensor(pairs).t().unsqueeze(1)
-    n = len(pairs)
-    k = data.draw(st.integers(0, n))
-    density, chunk = data.draw(st.floats(0.01, 1.0)), data.draw(st.integers(1, n + 1))
-    for result in (ops.topk(update, residual, k=k), ops.chunk_topk(update, residual, density=density, chunk=chunk)):
-        assert (result.indices.diff(dim=1) > 0).all()
-        sent = torch.zeros(1, n).scatter_(1, result.indices.long(), result.values)
-        assert ((sent == 0) | (result.residual == 0)).all()
-        assert torch.equal(sent + result.residual, update + residual)
-    result = ops.topk(update, residual, k=k)
-    if 0 < k < n:
-        assert result.values.abs().min() >= result.residual.abs().max()
-
-
-@pytest.mark.parametrize(
-    ("n", "density", "kept"),
-    [(0, 0.5, 0), (1, 1e-9, 1), (10, 0.05, 1), (10, 0.25, 3), (10, 0.24, 2), (7, 1.0, 7), (4096, 0.01, 41)],
-)
-def test_count_kept(n: int, density: float, kept: int) -> None:
-    assert ops.count_kept(n, density) == kept
-
-
-def test_chunk_count_kept() -> None:
-    assert ops.chunk_count_kept(0, 0.01, 4096) == 0
-    assert ops.chunk_count_kept(3 * 4096, 0.01, 4096) == 123
-    assert ops.chunk_count_kept(3 * 4096 + 1, 0.01, 4096) == 124

@@ -15,12 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedsynsam import Compressor, Payload
+from fedsynsam.compress import Compressor
 from fedsynsam.errors import CheckpointError, PayloadError, StateError
 from fedsynsam.fl.evidence import Evidence
 from fedsynsam.fl.runfolder import write_atomically
 from fedsynsam.fl.server import ServerState
 from fedsynsam.fl.synthesis import SyntheticSet
+from fedsynsam.wire import Payload
 
 FILE = "state.safetensors"
 VERSION = "1"

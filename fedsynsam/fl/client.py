@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import fedsynsam as fs
-from fedsynsam import ops
+from fedsynsam.compress import Compressor, State
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.cosines import Probe
 from fedsynsam.fl.data import Dataset, take
 from fedsynsam.fl.flat import Batch, FlatModel
 from fedsynsam.fl.perturbation import Perturbation
+from fedsynsam.ops import sam_perturb, sam_step
+from fedsynsam.wire import Payload
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,7 +100,7 @@ def train(
             losses.append(model.backward(batch))
             gradient = model.gradient
         else:
-            ops.sam_perturb(
+            sam_perturb(
                 model.weights,
                 direction.gradient,
                 rho=config.rho or 0.0,
@@ -109,7 +110,7 @@ def train(
             )
             losses.append(ahead.backward(batch))
             gradient = ahead.gradient
-        ops.sam_step(
+        sam_step(
             model.weights,
             gradient,
             lr=config.lr,
@@ -125,17 +126,17 @@ class Upload:
     """What reaches the server from one client, and what stays with the client (`state`)."""
 
     client_id: int
-    payload: fs.Payload
+    payload: Payload
     wire_bytes: int
-    state: fs.State
+    state: State
     loss: float
     num_examples: int
     cosines: dict[str, float]
 
 
 def send(
-    compressor: fs.Compressor, update: Tensor, state: fs.State, *, seed: int, encode: bool
-) -> tuple[fs.Payload, fs.State, int]:
+    compressor: Compressor, update: Tensor, state: State, *, seed: int, encode: bool
+) -> tuple[Payload, State, int]:
     """Compress `update` and carry it over the wire: the payload as the server has it, the new state, its bytes.
 
     Without `encode` the payload is handed over as it is, and its length is what encoding it would give.
@@ -144,4 +145,4 @@ def send(
     if not encode:
         return payload, new_state, payload.wire_bytes
     blob = payload.encode()
-    return fs.Payload.decode(blob, like=update), new_state, len(blob)
+    return Payload.decode(blob, like=update), new_state, len(blob)

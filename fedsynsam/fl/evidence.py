@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from torch import Tensor
 
-from fedsynsam import Payload
+from fedsynsam.wire import Payload
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor
 
-import fedsynsam as fs
+from fedsynsam.compress import State
 from fedsynsam.fl.algorithm import PRESETS, Knowledge
 from fedsynsam.fl.client import Upload
 from fedsynsam.fl.config import RunConfig
@@ -15,6 +15,7 @@ from fedsynsam.fl.evidence import Evidence
 from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.streams import COHORT, stream
 from fedsynsam.fl.synthesis import SyntheticSet
+from fedsynsam.wire import aggregate
 
 
 @dataclass
@@ -29,7 +30,7 @@ class ServerState:
     previous: Tensor | None = None  # [P], the weights one round earlier
     evidence: Evidence | None = None  # what the synthetic set is learned from (fedsynsam)
     last_weights: dict[int, Tensor] = field(default_factory=dict)  # client -> what it last started from (fedlesam)
-    residuals: dict[int, fs.State] = field(default_factory=dict)  # client -> its compressor's state
+    residuals: dict[int, State] = field(default_factory=dict)  # client -> its compressor's state
     synthetic: SyntheticSet | None = None
     synthetic_round: int = 0  # finished rounds when the set was last learned
     holders: dict[int, int] = field(default_factory=dict)  # client -> `synthetic_round` of the set it holds
@@ -83,7 +84,7 @@ class Server:
     def finish_round(self, uploads: list[Upload]) -> None:
         """Add the mean update, weighted by examples, to the global weights; take over the clients' new states."""
         state = self.state
-        mean = fs.aggregate([up.payload for up in uploads], weights=[up.num_examples for up in uploads])
+        mean = aggregate([up.payload for up in uploads], weights=[up.num_examples for up in uploads])
         state.previous = state.weights
         state.weights = state.weights + self.config.server_lr * cast(Tensor, mean)
         state.round += 1

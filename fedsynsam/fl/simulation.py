@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import fedsynsam as fs
+from fedsynsam.compress import compressor as build_compressor
 from fedsynsam.errors import ArgumentError, ConfigError, NonFiniteError
 from fedsynsam.fl.algorithm import PRESETS, perturbation_for, real_set, resolve
 from fedsynsam.fl.checkpoint import load_checkpoint, save_checkpoint
@@ -47,7 +47,7 @@ class Simulation:
             raise ConfigError("resume: needs the folder of the run; give --out")
         self._resume = resume
         try:
-            self._compressor = fs.compressor(config.compressor)
+            self._compressor = build_compressor(config.compressor)
         except ArgumentError as error:
             raise ConfigError(f"compressor: {error}") from error
         self._device = choose_device(config.device)

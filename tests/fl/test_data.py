@@ -1,0 +1,184 @@
+"""Data sets: the embedded one, files of each kind, and what is said when they are missing or wrong."""
+
+import gzip
+import importlib.util
+import io
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from fedsynsam.errors import DataError
+from fedsynsam.fl import data
+from fedsynsam.fl.data import dataset_from_arrays, load_dataset, take
+from fedsynsam.fl.data_files import KEYS, read_idx, read_npz
+
+from .conftest import tiny_arrays
+
+
+def test_embedded_subset_is_balanced_and_normalised() -> None:
+    dataset = load_dataset("fashion-mnist-subset")
+    assert dataset.x_train.shape == (10_000, 1, 28, 28)
+    assert dataset.x_test.shape == (2_000, 1, 28, 28)
+    assert dataset.y_train.bincount().tolist() == [1000] * 10
+    assert dataset.y_test.bincount().tolist() == [200] * 10
+    assert abs(float(dataset.x_train.mean())) < 1e-4
+    assert abs(float(dataset.x_train.std()) - 1) < 1e-4
+    assert torch.equal(dataset.low, dataset.x_train.amin(dim=(0, 2, 3)))
+
+
+def test_embedded_subset_is_checked(monkeypatch) -> None:
+    monkeypatch.setattr(data, "EMBEDDED_SHA256", "0" * 64)
+    with pytest.raises(DataError, match="damaged: its SHA-256"):
+        load_dataset("fashion-mnist-subset")
+
+
+def test_take_keeps_values_and_layout(tiny_dataset) -> None:
+    indices = torch.tensor([5, 0, 5])
+    images = take(tiny_dataset.x_train, indices)
+    assert torch.equal(images, tiny_dataset.x_train[indices])
+    assert images.permute(0, 2, 3, 1).is_contiguous()
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return b"\x00\x00\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write_fashion(folder, compressed: bool) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    labels = (np.arange(20) % 10).astype(np.uint8)
+    for part in ("train", "t10k"):
+        for name, array in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            raw = idx_bytes(array)
+            path = folder / (name + (".gz" if compressed else ""))
+            path.write_bytes(gzip.compress(raw) if compressed else raw)
+    return images
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("through", ["argument", "environment"])
+def test_fashion_mnist_from_idx_files(tmp_path, monkeypatch, compressed, through) -> None:
+    images = write_fashion(tmp_path, compressed)
+    if through == "environment":
+        monkeypatch.setenv("FEDSYNSAM_DATA", str(tmp_path))
+    dataset = load_dataset("fashion-mnist", str(tmp_path) if through == "argument" else None)
+    pixels = images.astype(np.float64) / 255
+    expected = (pixels - pixels.mean()) / pixels.std()
+    np.testing.assert_allclose(dataset.x_train[:, 0].numpy(), expected, atol=1e-6)
+    assert dataset.y_train.tolist() == list(range(10)) * 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda raw: raw[:-1], "does not fit its shape"),
+        (lambda raw: raw + b"x", "does not fit its shape"),
+        (lambda raw: b"\x00\x00\x0d" + raw[3:], "not an IDX file"),
+        (lambda raw: raw[:3], "not an IDX file"),
+        (lambda raw: raw[:9], "not an IDX file"),
+    ],
+)
+def test_damaged_idx(tmp_path, damage, message) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(damage(idx_bytes(np.zeros((2, 3, 3), np.uint8))))
+    with pytest.raises(DataError, match=message):
+        read_idx(path)
+
+
+def test_damaged_gzip(tmp_path) -> None:
+    path = tmp_path / "file.gz"
+    path.write_bytes(gzip.compress(idx_bytes(np.zeros((20, 9, 9), np.uint8)))[:-4])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_idx(path)
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "cifar100"])
+def test_missing_data_name_three_ways(tmp_path, name) -> None:
+    with pytest.raises(DataError, match=r"\(1\).*\(2\).*\(3\)"):
+        load_dataset(name, str(tmp_path))
+
+
+def test_missing_npz_names_three_ways() -> None:
+    with pytest.raises(DataError, match=r"absent\.npz does not exist; \(1\).*\(2\).*\(3\)"):
+        load_dataset("absent.npz")
+
+
+def test_npz_lacking_an_array(tmp_path) -> None:
+    path = tmp_path / "half.npz"
+    np.savez(path, x_train=np.zeros(3))
+    with pytest.raises(DataError, match="'y_train' is missing"):
+        read_npz(path)
+
+
+def test_npz_that_is_no_archive(tmp_path) -> None:
+    path = tmp_path / "text.npz"
+    path.write_text("hello")
+    with pytest.raises(DataError, match="not a readable"):
+        read_npz(path)
+
+
+def test_channels_in_either_place_give_the_same() -> None:
+    arrays = tiny_arrays()
+    colour = np.stack([arrays["x_train"]] * 3, axis=1)
+    arrays |= {"x_train": colour, "x_test": np.stack([arrays["x_test"]] * 3, axis=1)}
+    first = dataset_from_arrays("a", arrays)
+    moved = {key: value.transpose(0, 2, 3, 1) if key[0] == "x" else value for key, value in arrays.items()}
+    assert torch.equal(first.x_train, dataset_from_arrays("b", moved).x_train)
+    assert first.image_shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_train": np.zeros((240, 64))}, r"x_train has shape \(240, 64\)"),
+        ({"x_train": np.zeros((240, 8, 8, 2))}, "with 1 or 3 channels"),
+        ({"x_train": np.zeros((240, 8, 8), int)}, "x_train has dtype int64"),
+        ({"x_train": np.full((240, 8, 8), np.nan)}, "not finite"),
+        ({"x_test": np.zeros((60, 9, 9))}, "different shapes"),
+        ({"y_train": np.zeros(239, int)}, r"y_train is int64 \(239,\)"),
+        ({"y_train": np.zeros(240)}, "expected integers"),
+        ({"y_train": np.full(240, -1)}, "labels start at 0"),
+        ({"y_train": np.zeros(240, int)}, "at least two classes"),
+        ({"y_test": np.full(60, 7)}, "y_test holds label 7, y_train only 0 to 2"),
+    ],
+)
+def test_wrong_arrays_are_named(change, message) -> None:
+    with pytest.raises(DataError, match=message):
+        dataset_from_arrays("mine", tiny_arrays() | change)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow (extra [data]) is not installed")
+@pytest.mark.parametrize(("name", "label"), [("cifar10", "label"), ("cifar100", "fine_label")])
+def test_cifar_from_local_parquet(tmp_path, name, label) -> None:
+    import pyarrow
+    import pyarrow.parquet
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    for part in ("train", "test"):
+        rows = []
+        for image in pixels:
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "PNG")
+            rows.append({"bytes": buffer.getvalue(), "path": None})
+        table = pyarrow.table({"img": rows, label: [0, 1, 2, 0, 1, 2]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{part}-00000-of-00001.parquet")
+    dataset = load_dataset(name, str(tmp_path))
+    assert dataset.image_shape == (3, 32, 32)
+    assert dataset.y_train.tolist() == [0, 1, 2, 0, 1, 2]
+    expected = (pixels / 255 - (pixels / 255).mean((0, 1, 2))) / (pixels / 255).std((0, 1, 2))
+    np.testing.assert_allclose(dataset.x_train.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path) -> None:
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="pip install"):
+        load_dataset("cifar10", str(tmp_path))
+
+
+def test_keys_are_what_the_readme_promises() -> None:
+    assert KEYS == ("x_train", "y_train", "x_test", "y_test")

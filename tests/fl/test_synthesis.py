@@ -1,0 +1,141 @@
+"""The synthetic set: what it is learned from, that learning helps, and the two losses."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as functional
+
+from fedsynsam.compress import compressor
+from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.data import Dataset
+from fedsynsam.fl.evidence import Evidence
+from fedsynsam.fl.flat import FlatModel, flat_weights
+from fedsynsam.fl.matching import FlatLoss, gradient_mismatch, trajectory_mismatch
+from fedsynsam.fl.models import build_model
+from fedsynsam.fl.synthesis import SyntheticSet, first_set, learn
+
+
+def payload(update: torch.Tensor):
+    sender = compressor("none")
+    return sender.compress(update, sender.init(update), seed=0)[0]
+
+
+def trained_evidence(dataset: Dataset, module: torch.nn.Module, rounds: int = 10) -> Evidence:
+    """Rounds of gradient descent on all data, with the step itself as the only payload."""
+    model, evidence = FlatModel(module, torch.device("cpu")), Evidence(window=rounds)
+    evidence.add(0, model.weights[0].clone())
+    for number in range(1, rounds + 1):
+        model.backward((dataset.x_train, dataset.y_train))
+        step = -0.2 * model.gradient[0]
+        model.weights += step
+        evidence.add(number, model.weights[0].clone(), [payload(step)])
+    return evidence
+
+
+def cosine_with_truth(module, dataset: Dataset, evidence: Evidence, synthetic: SyntheticSet) -> float:
+    model, cosines = FlatModel(module, torch.device("cpu")), []
+    for weights in evidence.weights.values():
+        model.weights.copy_(weights[None])
+        model.backward((dataset.x_train, dataset.y_train))
+        truth = model.gradient[0].clone()
+        model.backward(synthetic.batch)
+        cosines.append(float(functional.cosine_similarity(truth, model.gradient[0], dim=0)))
+    return float(np.mean(cosines))
+
+
+def config(**options) -> RunConfig:
+    defaults = {"synthetic_start": 8, "synthetic_segment": 1, "synthetic_drift": 0.5, "synthetic_images": 3}
+    return RunConfig(**(defaults | options))
+
+
+@pytest.mark.parametrize(("method", "steps", "gain"), [("gradient", 150, 0.3), ("trajectory", 60, 0.1)])
+def test_learning_brings_the_gradient_closer_to_the_global_one(tiny_dataset, method, steps, gain) -> None:
+    module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
+    evidence = trained_evidence(tiny_dataset, module)
+    settings = config(synthetic_method=method, synthetic_steps=steps)
+    start = learn(config(synthetic_steps=1), module, tiny_dataset, evidence, None, 10)
+    learned = learn(settings, module, tiny_dataset, evidence, None, 10)
+    before, after = (cosine_with_truth(module, tiny_dataset, evidence, item) for item in (start, learned))
+    assert after > before + gain, (before, after)
+
+
+def test_learning_repeats_bit_for_bit_and_stays_in_range(tiny_dataset) -> None:
+    module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
+    evidence = trained_evidence(tiny_dataset, module)
+    first, second = (learn(config(synthetic_steps=10), module, tiny_dataset, evidence, None, 10) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.tensors().values(), second.tensors().values(), strict=True))
+    assert bool((first.images >= tiny_dataset.low.view(-1, 1, 1)).all())
+    assert bool((first.images <= tiny_dataset.high.view(-1, 1, 1)).all())
+
+
+def test_progress_is_shown_and_learning_can_be_cut_short(tiny_dataset) -> None:
+    module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
+    evidence, seen = trained_evidence(tiny_dataset, module), []
+
+    def on_step(progress) -> bool | None:
+        seen.append((progress.stage, progress.done, progress.total, progress.round))
+        return False if progress.done == 3 else None
+
+    cut = learn(config(synthetic_steps=50), module, tiny_dataset, evidence, None, 10, on_step)
+    assert seen == [("synthesis", done, 50, 10) for done in (1, 2, 3)]
+    assert not torch.equal(cut.images, first_set(tiny_dataset, 3, np.random.default_rng(0)).images)
+
+
+def test_a_renewal_starts_from_the_old_set_and_takes_a_third_of_the_steps(tiny_dataset) -> None:
+    module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
+    evidence, totals = trained_evidence(tiny_dataset, module), []
+    old = first_set(tiny_dataset, 3, np.random.default_rng(5))
+    new = learn(
+        config(synthetic_steps=10), module, tiny_dataset, evidence, old, 10, lambda step: totals.append(step.total)
+    )
+    assert totals == [4] * 4
+    moved = (new.images - old.images).abs().max()
+    assert 0 < moved < 0.05 * 4 * 1.5  # Adam moves a pixel by about its rate in a step
+
+
+def test_first_set_is_balanced(tiny_dataset) -> None:
+    first = first_set(tiny_dataset, 2, np.random.default_rng(0))
+    assert first.images.shape == (6, 1, 8, 8)
+    assert first.logits.argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
+    torch.testing.assert_close(first.batch[1].sum(1), torch.ones(6))
+    assert first.num_bytes == 4 * (6 * 64 + 6 * 3)
+
+
+def test_evidence_forgets_old_rounds_and_samples_within_what_is_left() -> None:
+    evidence = Evidence(window=4, payloads_kept=2)
+    evidence.add(0, torch.tensor([0.0]))
+    for number in range(1, 10):
+        evidence.add(number, torch.tensor([float(number)]), [payload(torch.tensor([0.25]))] * 3)
+    assert sorted(evidence.weights) == [5, 6, 7, 8, 9]
+    assert all(len(kept) == 2 for kept in evidence.payloads.values())
+    rng = np.random.default_rng(0)
+    pairs = [evidence.sample(2, 0.0, 1, rng) for _ in range(100)]
+    assert {(float(start), float(goal)) for start, goal in pairs} == {(5.0, 7.0), (6.0, 8.0), (7.0, 9.0)}
+    drifted = [float(evidence.sample(2, 2.0, 1, rng)[0]) % 1 for _ in range(100)]
+    assert 0 <= min(drifted) < 0.05
+    assert 0.45 < max(drifted) <= 0.5
+    averaged = [float(evidence.sample(2, 0.0, 3, rng)[1]) for _ in range(50)]
+    assert set(averaged) == {8.0}
+
+
+def test_gradient_mismatch_is_one_minus_the_cosine(tiny_dataset) -> None:
+    module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
+    start, loss = flat_weights(module), FlatLoss(module)
+    synthetic = first_set(tiny_dataset, 2, np.random.default_rng(0))
+    gradient = loss.gradient(start, *synthetic.batch).detach()
+    for goal, expected in ((start - 0.1 * gradient, 0.0), (start + 0.1 * gradient, 2.0)):
+        mismatch = gradient_mismatch(loss, synthetic.images, synthetic.logits, start, goal)
+        assert mismatch.item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_trajectory_mismatch_follows_gradient_descent(tiny_dataset) -> None:
+    module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
+    start, loss = flat_weights(module), FlatLoss(module)
+    synthetic = first_set(tiny_dataset, 2, np.random.default_rng(0))
+    reached = start
+    for _ in range(3):
+        reached = reached - 0.04 * loss.gradient(reached, *synthetic.batch).detach()
+    arguments = (loss, synthetic.images, synthetic.logits, synthetic.log_rate, start)
+    assert float(trajectory_mismatch(*arguments, reached, 3)) == pytest.approx(0.0, abs=1e-8)
+    assert float(trajectory_mismatch(*arguments, reached, 0)) == pytest.approx(1.0)
+    assert float(trajectory_mismatch(*arguments, start, 0)) == 0.0

@@ -21,11 +21,10 @@ namespace {
 namespace qz = quantization;
 
 // Below this much work threads cost more than they give.
-constexpr int64_t kSerialEntries = 65536;              // sparse: outputs and entries
-constexpr int64_t kSerialCodes = int64_t{1} << 20;     // codes: additions
-constexpr int64_t kSparseTile = 8192;                  // floats; a tile stays in the L1 cache
-constexpr int64_t kCodesTile = 4096;                   // floats; leaves room for the codes
-constexpr int64_t kStreaming = int64_t{1} << 22;       // outputs of this many floats bypass the caches
+constexpr int64_t kSerialEntries = 65536;           // sparse: outputs and entries
+constexpr int64_t kSerialCodes = int64_t{1} << 20;  // codes: additions
+constexpr int64_t kSparseTile = 8192;               // floats; a tile stays in the L1 cache
+constexpr int64_t kCodesTile = 4096;                // floats; leaves room for the codes
 
 // ---- sparse ----
 
@@ -165,19 +164,21 @@ void aggregate_sparse_cpu(const SparsePayload* payloads, const float* weights, i
                           bool accumulate, float* out, int threads) {
   int64_t work = n;
   for (int64_t p = 0; p < count; ++p) work += payloads[p].count;
-  const int64_t parts = work < kSerialEntries ? 1 : threads;
+  const int parts = work < kSerialEntries ? 1 : threads;
 #pragma omp parallel for num_threads(parts) schedule(static)
-  for (int64_t part = 0; part < parts; ++part) {
-    aggregate_sparse_range(payloads, weights, count, n * part / parts, n * (part + 1) / parts, accumulate, n >= kStreaming,
-                           out);
+  for (int part = 0; part < parts; ++part) {
+    const int64_t begin = n * part / parts, end = n * (part + 1) / parts;
+    aggregate_sparse_range(payloads, weights, count, begin, end, accumulate, n >= kStreaming, out);
   }
 }
 
 void aggregate_codes_cpu(const CodesPayload* payloads, const float* weights, int64_t count, int64_t n, Coding coding,
                          bool accumulate, float* out, int threads) {
   const int64_t buckets = (n + coding.bucket - 1) / coding.bucket;
-  const int64_t per_tile = std::max<int64_t>(1, kCodesTile / coding.bucket), tiles = (buckets + per_tile - 1) / per_tile;
-#pragma omp parallel num_threads(n * (count + 1) < kSerialCodes ? 1 : threads)
+  const int64_t per_tile = std::max<int64_t>(1, kCodesTile / coding.bucket);
+  const int64_t tiles = (buckets + per_tile - 1) / per_tile;
+  const int used = n * (count + 1) < kSerialCodes ? 1 : threads;
+#pragma omp parallel num_threads(used)
   {
     std::vector<float> total(static_cast<size_t>(per_tile * coding.bucket));
 #pragma omp for schedule(static)

@@ -18,12 +18,10 @@ namespace {
 namespace qz = quantization;
 
 constexpr int64_t kSerial = 65536;  // below this many elements threads cost more than they give
-constexpr int64_t kStreaming = int64_t{1} << 22;  // outputs of this many floats bypass the caches
 
 // One bucket on its way through the steps; every array is as long as the bucket (words: half of it).
 struct Bucket {
-  explicit Bucket(int64_t size)
-      : size(size), a(size), lost(size), levels(size), words(size / 2), squares(size / 2) {}
+  explicit Bucket(int64_t size) : size(size), a(size), lost(size), levels(size), words(size / 2), squares(size / 2) {}
 
   int64_t size;
   std::vector<float> a;         // update + residual, zeros behind the row's end
@@ -264,8 +262,9 @@ int64_t bucket_count(int64_t n, int64_t bucket) { return (n + bucket - 1) / buck
 void quantize_cpu(const QuantizeArgs& args, int threads) {
   const int64_t buckets = bucket_count(args.n, args.coding.bucket), total = args.rows * buckets;
   const bool streaming = args.rows * args.n >= kStreaming;
+  const int used = args.rows * args.n < kSerial ? 1 : threads;
   std::fill_n(args.nonfinite, args.rows, false);
-#pragma omp parallel num_threads(args.rows* args.n < kSerial ? 1 : threads)
+#pragma omp parallel num_threads(used)
   {
     Bucket bucket(args.coding.bucket);
 #pragma omp for schedule(static)
@@ -286,7 +285,8 @@ void dequantize_cpu(const uint8_t* codes, const float* scales, int64_t rows, int
                     int threads) {
   const int64_t buckets = bucket_count(n, coding.bucket), bytes = coding.bucket * coding.bits / 8;
   const bool streaming = rows * n >= kStreaming;
-#pragma omp parallel num_threads(rows* n < kSerial ? 1 : threads)
+  const int used = rows * n < kSerial ? 1 : threads;
+#pragma omp parallel num_threads(used)
   {
     std::vector<float> values(static_cast<size_t>(coding.bucket));
 #pragma omp for schedule(static)

@@ -143,7 +143,7 @@ def test_cpu_equals_reference(kind: str, dtype: torch.dtype) -> None:
 
 @needs_extension
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("n", "k"), [(65_537, 655), (70_001, 3), (70_001, 20_000), (150_007, 1500)])
+@pytest.mark.parametrize(("n", "k"), [(65_537, 655), (70_001, 3), (70_001, 20_000), (70_001, 69_998), (150_007, 1500)])
 def test_cpu_equals_reference_streamed(kind: str, n: int, k: int) -> None:
     update, residual = rows_of(kind, 1, n), rows_of(kind, 1, n, seed=1)
     for r in (None, residual):
@@ -170,14 +170,30 @@ def test_cpu_equals_reference_past_the_caches(k: int) -> None:
     assert_same_bits(got, reference_chunk_topk(update, residual, k / 4_300_000, 4096))
 
 
+def sampled(n: int) -> Tensor:
+    """Mask of the elements that the estimate of a streamed row looks at (csrc/cpu/topk_estimate.cpp)."""
+    runs = n // 16
+    stride = runs // min(runs, max(256, min(4096, runs // 256)))
+    mask = torch.zeros(n, dtype=torch.bool)
+    for j in range(runs // stride):
+        run = j * stride + ((j * 0x9E3779B97F4A7C15) % 2**64 >> 33) % stride
+        mask[run * 16 : run * 16 + 16] = True
+    return mask
+
+
 @needs_extension
 @pytest.mark.parametrize("k", [1500, 15000])
 def test_cpu_is_exact_where_the_sample_misleads(k: int) -> None:
-    """The estimate of the threshold sees none of the large elements, or nothing else."""
+    """The estimate of the threshold sees none of the large elements, nothing else, or a few clusters of them."""
     n = 150_000
-    for hidden in (slice(0, k), slice(n - k - 7, n), slice(3, None, n // k), slice(0, 3 * k)):
-        update = rows_of("normal", 1, n) * 1e-3
-        update[:, hidden] = 5.0
+    seen = sampled(n)
+    large = [seen, ~seen, *(torch.zeros(n, dtype=torch.bool) for _ in range(4))]
+    for mask, where in zip(
+        large[2:], (slice(0, k), slice(n - k - 7, n), slice(3, None, n // k), slice(0, 3 * k)), strict=True
+    ):
+        mask[where] = True
+    for mask in large:
+        update = rows_of("normal", 1, n) * torch.where(mask, 1.0, 1e-3) + torch.where(mask, 5.0, 0.0)
         assert_same_bits(ops.topk(update, k=k), reference_topk(update, None, k))
 
 

@@ -58,7 +58,7 @@ class StepProgress:
     value: float
 
 
-class CutShort(Exception):  # noqa: N818  (a request, not an error)
+class CutShort(Exception):
     """Raised by an `on_step` callback to end the present stage early; what it has learned so far is used."""
 
 

@@ -97,6 +97,10 @@ void bind_topk(py::module_& m) {
           fedsynsam::chunk_topk_cpu(topk_arguments(update, dtype, residual, rows, n, indices, values, new_residual,
                                                    nonfinite, threads), chunk, k_chunk, k_tail);
         }, release());
+  m.def("topk_instruction_sets", &fedsynsam::topk_instruction_sets,
+        "Names of the instruction sets that topk_cpu can use here, best first");
+  m.def("topk_select_instruction_set", &fedsynsam::topk_select_instruction_set,
+        "Make topk_cpu use the named instruction set in this process; False if it cannot");
   m.def("encode_indices_cpu",
         [](uintptr_t indices, int64_t rows, int64_t k, int64_t n, uintptr_t words, int threads) {
           fedsynsam::encode_indices_cpu(pointer<const int32_t>(indices), rows, k, n, pointer<uint32_t>(words), threads);

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace fedsynsam {
 
@@ -24,6 +26,11 @@ struct TopKArguments {
 };
 void topk_cpu(const TopKArguments& args, int64_t k);
 void chunk_topk_cpu(const TopKArguments& args, int64_t chunk, int64_t k_chunk, int64_t k_tail);
+
+// The instruction sets that these two can use here, best first; and, for tests and benchmarks, the choice of one in
+// this process (false if it is not among them). Their results are the same.
+std::vector<std::string> topk_instruction_sets();
+bool topk_select_instruction_set(const std::string& name);
 
 void encode_indices_cpu(const int32_t* indices, int64_t rows, int64_t k, int64_t n, uint32_t* words, int threads);
 void decode_indices_cpu(const uint32_t* words, int64_t rows, int64_t n, int64_t k, int32_t* indices, bool* valid,

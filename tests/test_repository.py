@@ -78,9 +78,9 @@ def test_constraints_pin_what_the_package_asks_for() -> None:
 
 
 def test_files_stay_short() -> None:
-    """A file holds one idea: 300 lines, with a little room for a long docstring."""
+    """A file holds one idea: about 300 lines; one that passes 400 holds two."""
     sources = [
         path for path in text_files() if path.suffix in (".py", ".cpp", ".h", ".cu") and "tests" not in path.parts
     ]
-    long = {str(path.relative_to(ROOT)): n for path in sources if (n := len(path.read_text().splitlines())) > 320}
+    long = {str(path.relative_to(ROOT)): n for path in sources if (n := len(path.read_text().splitlines())) > 400}
     assert long == {}

@@ -9,13 +9,19 @@
 #include <emmintrin.h>
 #endif
 
-// FSS_CLONES compiles a function for AVX-512, AVX2 and the baseline, and picks at load time. It needs ifunc support
-// in the compiler and the libc; elsewhere the function is compiled once, for the baseline. FSS_NO_CLONES turns it
-// off, for tests of one instruction set.
+// FSS_CLONES compiles a function for AVX-512, AVX2 and the baseline; FSS_AVX512, FSS_AVX2 and FSS_DEFAULT mark
+// hand-written versions of one function. The machine's version is picked at load time. It takes ifunc support in
+// the compiler and the libc; elsewhere only the baseline is compiled. FSS_NO_CLONES turns it off.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(FSS_NO_CLONES)
+#define FSS_MULTIVERSION 1
 #define FSS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define FSS_AVX512 __attribute__((target("arch=x86-64-v4")))
+#define FSS_AVX2 __attribute__((target("arch=x86-64-v3")))
+#define FSS_DEFAULT __attribute__((target("default")))
 #else
+#define FSS_MULTIVERSION 0
 #define FSS_CLONES
+#define FSS_DEFAULT
 #endif
 
 // For helpers that must be compiled with the instruction set of the clone that calls them.
@@ -26,6 +32,8 @@
 #endif
 
 namespace fedsynsam {
+
+constexpr int64_t kStreaming = int64_t{1} << 22;  // outputs of this many floats should bypass the caches
 
 // Copies `count` floats; `streaming` stores go past the caches, which saves reading the target first.
 inline void store(float* target, const float* source, int64_t count, bool streaming) {

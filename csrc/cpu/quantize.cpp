@@ -6,10 +6,10 @@
 #include <cstddef>
 #include <vector>
 
+#include "cpu/draw.h"
 #include "cpu/isa.h"
 #include "fedsynsam.h"
 #include "numerics/element.h"
-#include "numerics/philox.h"
 #include "numerics/quantize.h"
 
 namespace fedsynsam {
@@ -18,12 +18,10 @@ namespace {
 namespace qz = quantization;
 
 constexpr int64_t kSerial = 65536;  // below this many elements threads cost more than they give
-constexpr int64_t kStreaming = int64_t{1} << 22;  // outputs of this many floats bypass the caches
 
 // One bucket on its way through the steps; every array is as long as the bucket (words: half of it).
 struct Bucket {
-  explicit Bucket(int64_t size)
-      : size(size), a(size), lost(size), levels(size), words(size / 2), squares(size / 2) {}
+  explicit Bucket(int64_t size) : size(size), a(size), lost(size), levels(size), words(size / 2), squares(size / 2) {}
 
   int64_t size;
   std::vector<float> a;         // update + residual, zeros behind the row's end
@@ -88,21 +86,6 @@ FSS_CLONES float l2_scale(const float* __restrict a, double* __restrict squares,
 
 // ---- levels ----
 
-FSS_CLONES void draw(uint32_t* __restrict words, int64_t eighth, uint64_t counter, uint64_t seed) {
-  // The counters of a bucket share their high word: the bucket's first one is a multiple of size / 8.
-  const uint32_t low = static_cast<uint32_t>(counter), high = static_cast<uint32_t>(counter >> 32);
-  const uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  uint32_t *__restrict w0 = words, *__restrict w1 = w0 + eighth, *__restrict w2 = w1 + eighth,
-           *__restrict w3 = w2 + eighth;
-  for (int64_t j = 0; j < eighth; ++j) {
-    const PhiloxWords random = philox4x32_10(low + static_cast<uint32_t>(j), high, 0, 0, key0, key1);
-    w0[j] = random.word[0];
-    w1[j] = random.word[1];
-    w2[j] = random.word[2];
-    w3[j] = random.word[3];
-  }
-}
-
 template <typename Round>
 FSS_INLINE void round_with(int8_t* __restrict levels, const float* __restrict a, const uint32_t* __restrict words,
                            int64_t eighth, float inverse, Round round) {
@@ -136,7 +119,19 @@ FSS_CLONES void sign_nearest(int8_t* __restrict levels, const float* __restrict 
   for (int64_t i = 0; i < size; ++i) levels[i] = static_cast<int8_t>(qz::sign_nearest(a[i]));
 }
 
-void find_levels(Bucket& bucket, const QuantizeArgs& args, float scale, int64_t seed, int64_t index) {
+constexpr int64_t kAhead = 4;  // buckets between the one that is computed and the one that is fetched meanwhile
+
+Ahead ahead_of(const QuantizeArgs& args, int64_t offset, int64_t size) {
+  const int64_t width = args.dtype == Dtype::f32 ? 4 : 2, at = offset + kAhead * size;
+  Ahead ahead{{static_cast<const char*>(args.update) + at * width, nullptr}, {8 * width, 0}};
+  if (args.residual != nullptr) {
+    ahead.address[1] = reinterpret_cast<const char*>(args.residual + at);
+    ahead.step[1] = 8 * int64_t{sizeof(float)};
+  }
+  return ahead;
+}
+
+void find_levels(Bucket& bucket, const QuantizeArgs& args, float scale, int64_t row, int64_t index) {
   const int bits = args.coding.bits;
   const float inverse = qz::inverse_step(scale, bits);
   int8_t* levels = bucket.levels.data();
@@ -146,7 +141,9 @@ void find_levels(Bucket& bucket, const QuantizeArgs& args, float scale, int64_t 
     return round_nearest(levels, a, bucket.size, inverse, qz::levels(bits));
   }
   uint32_t* words = bucket.words.data();
-  draw(words, bucket.size / 8, static_cast<uint64_t>(index) * (bucket.size / 8), static_cast<uint64_t>(seed));
+  const int64_t eighth = bucket.size / 8;
+  draw_words(words, eighth, static_cast<uint64_t>(index * eighth), static_cast<uint64_t>(args.seeds[row]),
+             ahead_of(args, row * args.n + index * bucket.size, bucket.size));
   if (bits == 1) return sign_stochastic(levels, a, words, bucket.size, inverse);
   round_stochastic(levels, a, words, bucket.size, inverse, qz::levels(bits));
 }
@@ -216,7 +213,7 @@ bool quantize_bucket(const QuantizeArgs& args, int64_t row, int64_t index, int64
     return finite;
   }
   int8_t* levels = bucket.levels.data();
-  find_levels(bucket, args, scale, args.seeds[row], index);
+  find_levels(bucket, args, scale, row, index);
   std::fill(levels + count, levels + bucket.size, int8_t{0});
   pack(codes, levels, bucket.size, args.coding.bits);
   if (args.new_residual != nullptr) {
@@ -265,8 +262,9 @@ int64_t bucket_count(int64_t n, int64_t bucket) { return (n + bucket - 1) / buck
 void quantize_cpu(const QuantizeArgs& args, int threads) {
   const int64_t buckets = bucket_count(args.n, args.coding.bucket), total = args.rows * buckets;
   const bool streaming = args.rows * args.n >= kStreaming;
+  const int used = args.rows * args.n < kSerial ? 1 : threads;
   std::fill_n(args.nonfinite, args.rows, false);
-#pragma omp parallel num_threads(args.rows* args.n < kSerial ? 1 : threads)
+#pragma omp parallel num_threads(used)
   {
     Bucket bucket(args.coding.bucket);
 #pragma omp for schedule(static)
@@ -287,7 +285,8 @@ void dequantize_cpu(const uint8_t* codes, const float* scales, int64_t rows, int
                     int threads) {
   const int64_t buckets = bucket_count(n, coding.bucket), bytes = coding.bucket * coding.bits / 8;
   const bool streaming = rows * n >= kStreaming;
-#pragma omp parallel num_threads(rows* n < kSerial ? 1 : threads)
+  const int used = rows * n < kSerial ? 1 : threads;
+#pragma omp parallel num_threads(used)
   {
     std::vector<float> values(static_cast<size_t>(coding.bucket));
 #pragma omp for schedule(static)

@@ -18,8 +18,8 @@ namespace {
 
 constexpr int64_t kBlock = 16384;               // elements of a float64 partial sum, whatever the number of threads
 constexpr int64_t kTile = 1024;                 // floats; a handful of tiles fit the L1 cache
-constexpr int kLanes = 16;                      // float64 accumulators: element i of a block goes to lane i % 16
-constexpr int64_t kSerial = 131072;             // below this many elements threads cost more than they give
+constexpr int kLanes = 32;                      // float64 accumulators: element i of a block goes to lane i % 32
+constexpr int64_t kSerial = 65536;              // below this many elements threads cost more than they give
 constexpr int64_t kFusedRow = 262144;           // rows up to this length stay in a core's cache between norm and use
 constexpr int64_t kStreaming = int64_t{1} << 22;  // outputs from here on bypass the caches
 static_assert(kBlock % kTile == 0 && kTile % kLanes == 0, "tiles must not straddle blocks or lanes");
@@ -42,7 +42,7 @@ FSS_CLONES void multiply(float* out, const float* a, const float* b, int64_t cou
   for (int64_t i = 0; i < count; ++i) out[i] = a[i] * b[i];
 }
 
-// lanes[i % 16] += d[i]^2. The lanes are copied to locals so that they live in registers.
+// lanes[i % kLanes] += d[i]^2. The lanes are copied to locals so that they live in registers.
 FSS_CLONES void add_squares(double* lanes, const float* d, int64_t count) {
   double sum[kLanes];
   for (int l = 0; l < kLanes; ++l) sum[l] = lanes[l];
@@ -169,6 +169,9 @@ int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
 
 int threads_for(int64_t elements, int threads) { return elements < kSerial ? 1 : std::max(1, threads); }
 
+// Whether all threads share each row, rather than each taking rows of its own.
+bool rows_in_turn(int64_t rows, int64_t n, int threads) { return threads == 1 || rows < threads || n > kFusedRow; }
+
 // The sum over a row's blocks, always added in the blocks' order.
 float row_norm(const float* weights, const SamDirection& from, int64_t begin, int64_t n, int threads) {
   const int64_t blocks = blocks_of(n);
@@ -205,7 +208,7 @@ void perturb_row(float* out, const float* weights, const SamDirection& from, flo
 
 void sam_norm_cpu(const float* weights, const SamDirection& from, int64_t rows, int64_t n, float* norm, int threads) {
   threads = threads_for(rows * n, threads);
-  if (n > kFusedRow || threads == 1) {
+  if (rows_in_turn(rows, n, threads)) {
     for (int64_t row = 0; row < rows; ++row) norm[row] = row_norm(weights, from, row * n, n, threads);
     return;
   }
@@ -221,7 +224,7 @@ void sam_perturb_cpu(const float* weights, const SamDirection& from, int64_t row
     const float length = norm != nullptr ? norm[row] : row_norm(weights, from, row * n, n, row_threads);
     perturb_row(out, weights, from, rho, length, row * n, n, streaming, row_threads);
   };
-  if (n > kFusedRow || threads == 1) {
+  if (rows_in_turn(rows, n, threads)) {
     for (int64_t row = 0; row < rows; ++row) one_row(row, threads);
     return;
   }

@@ -1,69 +1,102 @@
 // topk and chunk_topk on the CPU: see kernels/reference/topk.py for the contract.
+//
+// Rows are cut into pieces (a row, or its chunks), which threads take in turn; when there are few long pieces, the
+// threads share each of them instead. A row that is not finite is put right afterwards.
 #include <algorithm>
-#include <cstddef>
+#include <memory>
 #include <vector>
 
-#include "fedsynsam.h"
-#include "numerics/topk.h"
+#include "cpu/parallel.h"
+#include "cpu/topk_piece.h"
 
 namespace fedsynsam {
+namespace topk {
 namespace {
 
-float load(const TopKArguments& args, int64_t i) {
-  switch (args.dtype) {
-    case Dtype::bf16: return topk::bf16_to_float(static_cast<const uint16_t*>(args.update)[i]);
-    case Dtype::f16: return topk::f16_to_float(static_cast<const uint16_t*>(args.update)[i]);
-    default: return static_cast<const float*>(args.update)[i];
-  }
-}
+constexpr int64_t kSerial = 65536;                   // below this many elements threads cost more than they give
+constexpr int64_t kStreaming = int64_t{1} << 22;     // outputs of this many elements bypass the caches
+constexpr int64_t kBatch = 65536;                    // elements that a thread takes at a time
 
-void emit(const TopKArguments& args, int64_t row, int64_t begin, int64_t len, int64_t k, int64_t out) {
-  float* a = args.new_residual + row * args.n + begin;
-  std::vector<int32_t> order(static_cast<size_t>(len));
-  for (int64_t i = 0; i < len; ++i) order[static_cast<size_t>(i)] = static_cast<int32_t>(i);
-  std::nth_element(order.begin(), order.begin() + k, order.end(), [a](int32_t x, int32_t y) {
-    const uint32_t kx = topk::key_of(a[x]), ky = topk::key_of(a[y]);
-    return kx > ky || (kx == ky && x < y);
+// `full` pieces of `length` in each row, with k elements emitted of each, and a shorter last one if `tail` > 0.
+struct Pieces {
+  int64_t length, k, full, tail, k_tail;
+
+  Pieces(int64_t n, int64_t length, int64_t k, int64_t k_tail)
+      : length(length), k(k), full(length ? n / length : 0), tail(length ? n % length : 0), k_tail(k_tail) {}
+
+  int64_t per_row() const { return full + (tail > 0 ? 1 : 0); }
+  int64_t emitted_per_row() const { return full * k + (tail > 0 ? k_tail : 0); }
+  Piece at(int64_t i) const {
+    const int64_t row = i / per_row(), p = i % per_row();
+    const bool is_full = p < full;
+    return {row, p * length, is_full ? length : tail, is_full ? k : k_tail, row * emitted_per_row() + p * k};
+  }
+};
+
+void flag(bool* nonfinite) { __atomic_store_n(nonfinite, true, __ATOMIC_RELAXED); }
+
+// Each piece on one thread.
+void emit_side_by_side(const TopKArguments& args, const Pieces& pieces, Store store, int threads) {
+  std::vector<std::unique_ptr<Scratch>> scratch(static_cast<size_t>(threads));
+  const int64_t cached = std::min(pieces.full > 0 ? pieces.length : pieces.tail, kCachedPiece);
+  for (auto& one : scratch) one = std::make_unique<Scratch>(cached);
+  const int64_t batch = std::max<int64_t>(1, kBatch / pieces.length);
+  parallel_for(args.rows * pieces.per_row(), threads, batch, [&](int64_t i, int thread) {
+    const Piece piece = pieces.at(i);
+    const bool finite = piece.count <= kCachedPiece
+                            ? emit_cached(args, piece, store, *scratch[static_cast<size_t>(thread)])
+                            : emit_streamed(args, piece, store, 1);
+    if (!finite) flag(args.nonfinite + piece.row);
   });
-  std::sort(order.begin(), order.begin() + k);
-  for (int64_t j = 0; j < k; ++j) {
-    const int32_t i = order[static_cast<size_t>(j)];
-    args.indices[out + j] = static_cast<int32_t>(begin + i);
-    args.values[out + j] = a[i];
-    a[i] = 0.0f;
+}
+
+// One piece after the other, each shared by all threads.
+void emit_in_turn(const TopKArguments& args, const Pieces& pieces, Store store, int threads) {
+  for (int64_t i = 0; i < args.rows * pieces.per_row(); ++i) {
+    const Piece piece = pieces.at(i);
+    if (!emit_streamed(args, piece, store, threads)) flag(args.nonfinite + piece.row);
   }
 }
 
-void row_topk(const TopKArguments& args, int64_t row, int64_t chunk, int64_t k_chunk, int64_t k_tail) {
-  const int64_t full = args.n / chunk, k = full * k_chunk + k_tail, base = row * args.n;
-  bool bad = false;
-  for (int64_t i = 0; i < args.n; ++i) {
-    float a = load(args, base + i);
-    if (args.residual) a += args.residual[base + i];
-    bad |= topk::key_of(a) >= topk::kInfinity;
-    args.new_residual[base + i] = a;
+// Nothing of the row is emitted, and its residual is as it was.
+void undo_row(const TopKArguments& args, int64_t row, int64_t k) {
+  float* target = args.new_residual + row * args.n;
+  if (args.residual) {
+    std::copy_n(args.residual + row * args.n, args.n, target);
+  } else {
+    std::fill_n(target, args.n, 0.0f);
   }
-  args.nonfinite[row] = bad;
-  if (bad) {
-    for (int64_t i = 0; i < args.n; ++i) args.new_residual[base + i] = args.residual ? args.residual[base + i] : 0.0f;
-    for (int64_t j = 0; j < k; ++j) {
-      args.indices[row * k + j] = static_cast<int32_t>(j);
-      args.values[row * k + j] = 0.0f;
-    }
-    return;
+  for (int64_t j = 0; j < k; ++j) args.indices[row * k + j] = static_cast<int32_t>(j);
+  std::fill_n(args.values + row * k, k, 0.0f);
+}
+
+void emit_all(const TopKArguments& args, const Pieces& pieces) {
+  std::fill_n(args.nonfinite, args.rows, false);
+  const int64_t total = args.rows * args.n;
+  if (total == 0) return;
+  const int threads = total < kSerial ? 1 : std::max(1, args.threads);
+  const Store store = total < kStreaming ? Store::plain : Store::streaming;
+  if (std::min(pieces.length, args.n) > kCachedPiece && args.rows * pieces.per_row() < 2 * threads) {
+    emit_in_turn(args, pieces, store, threads);
+  } else {
+    emit_side_by_side(args, pieces, store, threads);
   }
-  for (int64_t c = 0; c < full; ++c) emit(args, row, c * chunk, chunk, k_chunk, row * k + c * k_chunk);
-  emit(args, row, full * chunk, args.n - full * chunk, k_tail, row * k + full * k_chunk);
+  for (int64_t row = 0; row < args.rows; ++row) {
+    if (args.nonfinite[row]) undo_row(args, row, pieces.emitted_per_row());
+  }
 }
 
 }  // namespace
+}  // namespace topk
 
-void topk_cpu(const TopKArguments& args, int64_t k) {
-  for (int64_t row = 0; row < args.rows; ++row) row_topk(args, row, args.n + 1, 0, k);
-}
+void topk_cpu(const TopKArguments& args, int64_t k) { topk::emit_all(args, {args.n, args.n, k, 0}); }
 
 void chunk_topk_cpu(const TopKArguments& args, int64_t chunk, int64_t k_chunk, int64_t k_tail) {
-  for (int64_t row = 0; row < args.rows; ++row) row_topk(args, row, chunk, k_chunk, k_tail);
+  topk::emit_all(args, {args.n, chunk, k_chunk, k_tail});
 }
+
+std::vector<std::string> topk_instruction_sets() { return topk::instruction_sets(); }
+
+bool topk_select_instruction_set(const std::string& name) { return topk::select_instruction_set(name); }
 
 }  // namespace fedsynsam

@@ -95,7 +95,7 @@ class RunConfig:
     """Optimizer steps when the set is first learned; a renewal takes a third of them."""
     synthetic_segment: int = 5
     """s: rounds of the trajectory that one matched direction spans."""
-    synthetic_window: int = 25
+    synthetic_window: int = 100
     """Latest rounds of the trajectory that the synthetic set is learned from."""
     synthetic_drift: float = 3.0
     """Matching starts up to this many client updates off the trajectory, as local training does; 0 stays on it."""

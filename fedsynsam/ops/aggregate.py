@@ -24,7 +24,7 @@ from .quantize_arguments import (
     check_accumulate,
     check_apart,
     check_coding,
-    check_same_length,
+    check_pairs,
     check_size,
     check_tensor,
     check_weights,
@@ -52,12 +52,8 @@ def aggregate_sparse(
     Raises ArgumentError for a wrong shape, dtype, device or value, and for lists of different lengths.
     """
     check_size("n", n)
-    check_same_length("values", values, "indices", indices)
     check_weights(weights, len(indices))
-    for i, (index, value) in enumerate(zip(indices, values, strict=True)):
-        count = (index.numel() if isinstance(index, Tensor) else 0,)
-        check_tensor(f"indices[{i}]", index, count, (torch.int32,), weights.device)
-        check_tensor(f"values[{i}]", value, count, (torch.float32,), weights.device)
+    check_pairs(("indices", "values"), indices, values, (torch.int32, torch.float32), None, weights.device)
     arguments = (_contiguous(indices), _contiguous(values), weights.contiguous())
     check_accumulate(accumulate, out)
     if out is None:
@@ -86,11 +82,9 @@ def aggregate_codes(
     """
     check_coding(bits, bucket)
     check_size("n", n)
-    check_same_length("scales", scales, "codes", codes)
     check_weights(weights, len(codes))
-    for i, (code, scale) in enumerate(zip(codes, scales, strict=True)):
-        check_tensor(f"codes[{i}]", code, (code_bytes(n, bits, bucket),), (torch.uint8,), weights.device)
-        check_tensor(f"scales[{i}]", scale, (bucket_count(n, bucket),), (torch.float32,), weights.device)
+    sizes = code_bytes(n, bits, bucket), bucket_count(n, bucket)
+    check_pairs(("codes", "scales"), codes, scales, (torch.uint8, torch.float32), sizes, weights.device)
     arguments = (_contiguous(codes), _contiguous(scales), weights.contiguous())
     check_accumulate(accumulate, out)
     if out is None:
@@ -113,7 +107,7 @@ def _check_out(out: Tensor, n: int, weights: Tensor) -> None:
 
 
 def _sparse_into(indices: list[Tensor], values: list[Tensor], weights: Tensor, accumulate: bool, out: Tensor) -> None:
-    check_apart({"out": out}, {**_named("indices", indices), **_named("values", values), "weights": weights})
+    check_apart({"out": out}, {"indices": indices, "values": values, "weights": [weights]})
     if backend.choose("aggregate_sparse", weights.device) == "cpu":
         counts = [index.shape[0] for index in indices]
         payloads = _addresses(indices), _addresses(values), counts, weights.data_ptr()
@@ -131,7 +125,7 @@ def _codes_into(
     accumulate: bool,
     out: Tensor,
 ) -> None:
-    check_apart({"out": out}, {**_named("codes", codes), **_named("scales", scales), "weights": weights})
+    check_apart({"out": out}, {"codes": codes, "scales": scales, "weights": [weights]})
     if backend.choose("aggregate_codes", weights.device) == "cpu":
         payloads = _addresses(codes), _addresses(scales), weights.data_ptr()
         _extension().aggregate_codes_cpu(
@@ -143,10 +137,6 @@ def _codes_into(
 
 def _start(accumulate: bool, out: Tensor) -> Tensor:
     return out if accumulate else torch.zeros_like(out)
-
-
-def _named(name: str, tensors: list[Tensor]) -> dict[str, Tensor | None]:
-    return {f"{name}[{i}]": tensor for i, tensor in enumerate(tensors)}
 
 
 def _addresses(tensors: list[Tensor]) -> list[int]:

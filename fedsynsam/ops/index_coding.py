@@ -65,7 +65,7 @@ def decode_indices(words: Tensor, *, n: int, k: int, out: DecodedIndices | None 
     words = words.contiguous()
     if out is None:
         return DecodedIndices(*_decode(words, n, k))
-    check_outputs(list(DecodedIndices._fields), out, _layout(words, k), words.device)
+    check_outputs(DecodedIndices._fields, out, _layout(words, k), words.device)
     _decode_out(words, n, *out)
     return DecodedIndices(*out)
 

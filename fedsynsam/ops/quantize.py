@@ -139,8 +139,8 @@ def _quantize_into(
     new_residual: Tensor,
     nonfinite: Tensor,
 ) -> None:
-    outputs = {"codes": codes, "scales": scales, "residual": new_residual, "nonfinite": nonfinite}
-    check_apart({f"out.{name}": tensor for name, tensor in outputs.items()}, _inputs(update, seeds, residual))
+    outputs = {"out.codes": codes, "out.scales": scales, "out.residual": new_residual, "out.nonfinite": nonfinite}
+    check_apart(outputs, {"update": [update], "seeds": [seeds], "residual": [residual]})
     if backend.choose("quantize", update.device) == "cpu":
         rows, n = update.shape
         source = update.data_ptr(), DTYPES[update.dtype], 0 if residual is None else residual.data_ptr()
@@ -156,17 +156,13 @@ def _quantize_into(
 
 
 def _dequantize_into(codes: Tensor, scales: Tensor, bits: int, bucket: int, out: Tensor) -> None:
-    check_apart({"out": out}, {"codes": codes, "scales": scales})
+    check_apart({"out": out}, {"codes": [codes], "scales": [scales]})
     rows, n = out.shape
     if backend.choose("dequantize", codes.device) == "cpu":
         threads = torch.get_num_threads()
         _extension().dequantize_cpu(codes.data_ptr(), scales.data_ptr(), rows, n, bits, bucket, out.data_ptr(), threads)
     else:
         out.copy_(reference.dequantize(codes, scales, n, bits, bucket))
-
-
-def _inputs(update: Tensor, seeds: Tensor, residual: Tensor | None) -> dict[str, Tensor | None]:
-    return {"update": update, "seeds": seeds, "residual": residual}
 
 
 def _extension() -> Any:

@@ -73,30 +73,44 @@ def check_written(name: str, tensor: Tensor) -> None:
         raise ArgumentError(f"{name} is not contiguous (strides {tensor.stride()}); it is written, so it must be")
 
 
-def check_apart(outputs: dict[str, Tensor], inputs: dict[str, Tensor | None]) -> None:
+def check_pairs(
+    names: tuple[str, str],
+    first: Sequence[Any],
+    second: Sequence[Any],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    sizes: tuple[int, int] | None,
+    device: torch.device,
+) -> None:
+    """Check the tensors of two lists, all 1-D: of the given sizes, or (None) pairwise of the same size."""
+    if len(first) != len(second):
+        counts = f"{names[0]} has {len(first)} entries but {names[1]} has {len(second)}"
+        raise ArgumentError(f"{counts}; expected one of each per payload")
+    for i, pair in enumerate(zip(first, second, strict=True)):
+        own = pair[0].numel() if isinstance(pair[0], Tensor) else 0
+        for name, tensor, dtype, size in zip(names, pair, dtypes, sizes or (own, own), strict=True):
+            check_tensor(f"{name}[{i}]", tensor, (size,), (dtype,), device)
+
+
+def check_apart(outputs: dict[str, Tensor], inputs: dict[str, Sequence[Tensor | None]]) -> None:
     """Refuse outputs that share memory with an input or with each other. Needs real, contiguous tensors."""
-    others = {name: _memory(tensor) for name, tensor in inputs.items() if tensor is not None}
+    taken = [(name, *_memory(t)) for name, tensors in inputs.items() for t in tensors if t is not None]
     for name, tensor in outputs.items():
         begin, end = _memory(tensor)
-        for other, (start, stop) in others.items():
+        for other, start, stop in taken:
             if max(begin, start) < min(end, stop):
                 raise ArgumentError(f"{name} overlaps {other} in memory; pass a tensor of its own")
-        others[name] = begin, end
+        taken.append((name, begin, end))
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+    begin = tensor.data_ptr()
+    return begin, begin + tensor.nbytes
 
 
 def check_weights(weights: Any, count: int) -> None:
     if not isinstance(weights, Tensor):
         raise ArgumentError(f"weights is a {type(weights).__name__}; expected a float32 tensor, one weight a payload")
     check_tensor("weights", weights, (count,), (torch.float32,), weights.device)
-
-
-def check_same_length(name: str, sequence: Sequence[Any], other_name: str, other: Sequence[Any]) -> None:
-    if len(sequence) != len(other):
-        raise ArgumentError(f"{name} has {len(sequence)} entries but {other_name} has {len(other)}; expected as many")
 
 
 def check_accumulate(accumulate: bool, out: Tensor | None) -> None:

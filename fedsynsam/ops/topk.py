@@ -58,7 +58,7 @@ def topk(update: Tensor, residual: Tensor | None = None, *, k: int, out: TopK | 
     arguments = (*_contiguous(update, residual), k)
     if out is None:
         return TopK(*_topk(*arguments))
-    check_outputs(list(TopK._fields), out, _layout(update, k), update.device)
+    check_outputs(TopK._fields, out, _layout(update, k), update.device)
     _topk_out(*arguments, *out)
     return TopK(*out)
 
@@ -79,7 +79,7 @@ def chunk_topk(
     if out is None:
         return TopK(*_chunk_topk(*arguments))
     k = chunk_count_kept(update.shape[1], density, chunk)
-    check_outputs(list(TopK._fields), out, _layout(update, k), update.device)
+    check_outputs(TopK._fields, out, _layout(update, k), update.device)
     _chunk_topk_out(*arguments, *out)
     return TopK(*out)
 

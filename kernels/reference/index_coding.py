@@ -32,15 +32,19 @@ def _vector_words(n: int, k: int) -> tuple[int, int]:
 
 
 def encode_indices(indices: Tensor, n: int) -> Tensor:
-    """Return words [C, W] int32 of indices [C, k], ascending and below n."""
+    """Return words [C, W] int32 of indices [C, k], ascending and below n.
+
+    Indices are taken as unsigned; a one that would lie behind the end of the stream is left out.
+    """
     rows, k = indices.shape
     low, (low_words, high_words) = low_bits(n, k), _vector_words(n, k)
-    index, device = indices.to(torch.int64), indices.device
-    bits = torch.zeros(rows, (low_words + high_words) * 32, dtype=torch.int64, device=device)
+    index, device, length = indices.to(torch.int64) & 0xFFFFFFFF, indices.device, low_words + high_words
+    bits = torch.zeros(rows, length * 32 + 1, dtype=torch.int64, device=device)
     bits[:, : k * low] = (index.unsqueeze(2) >> torch.arange(low, device=device) & 1).reshape(rows, k * low)
-    ones = low_words * 32 + (index >> low) + torch.arange(k, device=device)
+    ones = (index >> low) + torch.arange(k, device=device)
+    ones = torch.where(ones < k + ((n - 1) >> low), low_words * 32 + ones, length * 32)
     bits.scatter_(1, ones, 1)
-    words = (bits.view(rows, low_words + high_words, 32) << torch.arange(32, device=device)).sum(dim=2)
+    words = (bits[:, :-1].reshape(rows, length, 32) << torch.arange(32, device=device)).sum(dim=2)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
 

@@ -55,8 +55,10 @@ def finish_norm(partials, norm, chunks, STORE_SUM: tl.constexpr, BLOCK: tl.const
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)
     sums = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, chunks, BLOCK):
+    start = 0
+    while start < chunks:  # not `range`: the interpreter of Triton 3.6 cannot take its bound from an argument
         sums += tl.load(partials + row * chunks + start + lane, start + lane < chunks, other=0.0)
+        start += BLOCK
     total = tl.sum(sums)
     if STORE_SUM:
         tl.store(partials + row * chunks, total)

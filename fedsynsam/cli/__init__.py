@@ -1,0 +1,63 @@
+"""The command line: `fedsynsam run | compare | report | info | inspect`.
+
+Bad input gives one line on standard error and exit code 2; a comparison with a failed cell gives 1; an interrupted
+run gives 130.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ..errors import FedSynSamError
+
+COMMANDS = {
+    "run": "one federated run; with no arguments FedSynSAM at topk:0.01 on the embedded Fashion-MNIST subset",
+    "compare": "algorithms x compressors x seeds, with a table, figures and a page",
+    "report": "the figures and the page again, from finished runs or a comparison",
+    "info": "versions, devices, and which backends are built and usable",
+    "inspect": "what a payload file holds, section by section",
+}
+
+USAGE = "usage: fedsynsam COMMAND [OPTIONS]\n\n" + "".join(f"  {name:<9}{text}\n" for name, text in COMMANDS.items())
+USAGE += "\n`fedsynsam COMMAND --help` lists the options of a command; `fedsynsam --version` prints the version."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else fail("no command given; " + known_commands())
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        from .. import __version__
+
+        print(f"fedsynsam {__version__}")
+        return 0
+    if name not in COMMANDS:
+        return fail(f"unknown command {name!r}; " + known_commands())
+    try:
+        return int(importlib.import_module(f".{name}", __package__).main(rest))
+    except (FedSynSamError, OSError) as error:
+        return fail(str(error))
+    except KeyboardInterrupt as interrupt:
+        print(
+            f"\nfedsynsam: interrupted{': ' if interrupt.args else ''}{' '.join(map(str, interrupt.args))}",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def known_commands() -> str:
+    return "known commands: " + ", ".join(COMMANDS)
+
+
+def fail(message: str) -> int:
+    """Print one line to standard error and return the exit code of bad input."""
+    print("fedsynsam: error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+__all__ = ["COMMANDS", "main"]

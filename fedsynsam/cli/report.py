@@ -1,0 +1,43 @@
+"""`fedsynsam report`: figures and page again, from what finished runs left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ..errors import ConfigError
+from ..report.comparison import read_cells, write_comparison
+from ..report.figures import save_curves
+from ..report.runs import Run, find_runs
+from .arguments import parse
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Figures and page again: curves.png in each run's folder; table, figures and report.html for a comparison."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of finished runs or comparisons."""
+    out: Path | None = None
+    """Folder of the comparison's table, figures and page; by default the one given, if it holds several runs."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `fedsynsam report`; return the exit code."""
+    command = parse(ReportCommand(), argv, "fedsynsam report")
+    if not command.folders:
+        raise ConfigError("report: give at least one folder of a finished run or comparison")
+    runs: list[Run] = []
+    for folder in command.folders:
+        runs += find_runs(folder)
+    for run in runs:
+        save_curves(run.rounds, run.path / "curves.png", title=run.title)
+        print(run.path / "curves.png")
+    out = command.out or (command.folders[0] if len(command.folders) == 1 and len(runs) > 1 else None)
+    if out is not None:
+        for path in write_comparison(read_cells(runs), out):
+            print(path)
+    return 0

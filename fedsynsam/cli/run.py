@@ -1,0 +1,84 @@
+"""`fedsynsam run`: one federated run, its progress, its folder and its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import ConfigError
+from ..fl.config import RunConfig
+from ..fl.metrics import RunResult
+from ..fl.simulation import Simulation
+from ..report.figures import save_curves
+from ..report.text import bytes_text
+from .arguments import defaults_from, parse
+from .progress import progress_of
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """One federated run, written to a folder: config.json, metrics.jsonl, summary.json, curves.png, checkpoint/."""
+
+    settings: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
+    """What decides the run's numbers."""
+    config: Path | None = None
+    """TOML file with settings; options on the command line go before it."""
+    out: Path | None = None
+    """Folder of the run; by default a new one under runs/."""
+    resume: bool = False
+    """Go on with the interrupted run in --out, from its last checkpoint."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `fedsynsam run`; return the exit code."""
+    command = parse(RunCommand(settings=defaults_from(argv)), argv, "fedsynsam run")
+    if command.resume and command.out is None:
+        raise ConfigError("resume: say which run to go on with by --out FOLDER")
+    out = command.out or new_folder(command.settings)
+    simulation = Simulation(command.settings, out, resume=command.resume)
+    try:
+        with progress_of(command.settings) as progress:
+            result = simulation.run(on_round=progress.on_round, on_step=progress.on_step)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with: fedsynsam run [the same options] --out {out} --resume") from None
+    save_curves(result.rounds, out / "curves.png", title=f"{result.config.algorithm}, {result.config.compressor}")
+    print_summary(result, out)
+    return 0
+
+
+def new_folder(config: RunConfig) -> Path:
+    """The first free folder runs/ALGORITHM-COMPRESSOR-seedS[-N]."""
+    stem = f"{config.algorithm}-{file_name(config.compressor)}-seed{config.seed}"
+    path, number = Path("runs") / stem, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{stem}-{number}"
+    return path
+
+
+def file_name(spec: str) -> str:
+    """A compressor spec as part of a file name: letters, digits, dots, dashes and underscores."""
+    return "".join(char if char.isalnum() or char in "._" else "-" for char in spec).strip("-")
+
+
+def print_summary(result: RunResult, out: Path) -> None:
+    """Print what a run came to, as a short table."""
+    summary = result.summary
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows = {
+        "accuracy, last fifth of the rounds": f"{100 * summary['final_accuracy']:.2f} %",
+        "accuracy, last round": f"{100 * summary['last_accuracy']:.2f} %",
+        "uplink": f"{bytes_text(summary['uplink_bytes'])}, {summary['uplink_ratio']:.1f} x smaller than dense float32",
+        "time": f"{summary['seconds']:.1f} s for {summary['rounds']} rounds",
+        "folder": str(out),
+        "curves": str(out / "curves.png"),
+    }
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    Console(highlight=False, soft_wrap=True).print(table)

@@ -1,0 +1,140 @@
+"""The figures of a run and of a comparison, by matplotlib."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..fl.metrics import RoundMetrics
+
+if TYPE_CHECKING:
+    from .comparison import Comparison, Group
+
+COLORS = ("#4269d0", "#efb118", "#ff725c", "#3ca951", "#97bbf5", "#a463f2", "#9c6b4e", "#6cc5b0")
+STYLE: dict[Any, Any] = {
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "legend.frameon": False,
+    "font.size": 10,
+}
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write a PNG under a temporary name, then rename it."""
+    temporary = path.with_name(path.name + ".part")
+    figure.savefig(temporary, dpi=140, format="png")
+    os.replace(temporary, path)
+    return path
+
+
+def _figure(columns: int, width: float = 4.6, height: float = 3.6) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    return figure, np.atleast_1d(figure.subplots(1, columns))
+
+
+def save_curves(rounds: Sequence[RoundMetrics], path: Path, title: str) -> Path:
+    """Accuracy and loss against rounds, and accuracy against uplink bytes, of one run."""
+    evaluated = [row for row in rounds if row.test_accuracy is not None]
+    sent = dict(zip((row.round for row in rounds), np.cumsum([row.uplink_bytes for row in rounds]), strict=True))
+    steps, accuracy = [row.round for row in evaluated], [100 * (row.test_accuracy or 0) for row in evaluated]
+    with matplotlib.rc_context(STYLE):
+        figure, (left, middle, right) = _figure(3)
+        left.plot(steps, accuracy, color=COLORS[0], marker="." if len(steps) < 40 else "")
+        left.set(xlabel="round", ylabel="test accuracy, %", title="accuracy")
+        middle.plot([row.round for row in rounds], [row.train_loss for row in rounds], color=COLORS[1], label="local")
+        middle.plot(steps, [row.test_loss for row in evaluated], color=COLORS[0], label="test")
+        middle.set(xlabel="round", ylabel="cross-entropy", title="loss (local: mean over local steps)")
+        middle.legend()
+        right.plot(
+            [sent[step] / 1e6 for step in steps], accuracy, color=COLORS[0], marker="." if len(steps) < 40 else ""
+        )
+        right.set(
+            xlabel="uplink so far, MB (encoded payloads)",
+            ylabel="test accuracy, %",
+            title="accuracy against bytes sent",
+        )
+        figure.suptitle(title)
+        return _save(figure, path)
+
+
+def save_comparison_figures(comparison: Comparison, out: Path) -> list[Path]:
+    """Accuracy curves, accuracy against uplink bytes, and bars of the final accuracy."""
+    with matplotlib.rc_context(STYLE):
+        paths = [_save_accuracy_curves(comparison, out / "accuracy.png")]
+        paths.append(_save_accuracy_against_bytes(comparison, out / "bytes.png"))
+        paths.append(_save_bars(comparison, out / "bars.png"))
+    return paths
+
+
+def _curve(group: Group) -> tuple[list[int], np.ndarray]:
+    """Rounds that every seed evaluated, and the accuracies [seeds, rounds] in percent."""
+    series = [
+        {row.round: row.test_accuracy for row in run.rounds if row.test_accuracy is not None} for run in group.runs
+    ]
+    steps = sorted(set.intersection(*(set(one) for one in series)))
+    return steps, 100 * np.array([[one[step] for step in steps] for one in series], dtype=float)
+
+
+def _save_accuracy_curves(comparison: Comparison, path: Path) -> Path:
+    figure, axes = _figure(len(comparison.compressors))
+    for axis, compressor in zip(axes, comparison.compressors, strict=True):
+        for color, algorithm in zip(COLORS, comparison.algorithms, strict=False):
+            group = comparison.group(algorithm, compressor)
+            if group is None:
+                continue
+            steps, accuracy = _curve(group)
+            axis.plot(steps, accuracy.mean(axis=0), color=color, label=algorithm)
+            axis.fill_between(steps, accuracy.min(axis=0), accuracy.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        axis.set(xlabel="round", ylabel="test accuracy, %", title=compressor)
+    axes[0].legend()
+    figure.suptitle("test accuracy: mean over seeds, band from lowest to highest")
+    return _save(figure, path)
+
+
+def _save_accuracy_against_bytes(comparison: Comparison, path: Path) -> Path:
+    figure, (axis,) = _figure(1, width=6.4, height=4.2)
+    markers = "os^Dv*PX"
+    for color, algorithm in zip(COLORS, comparison.algorithms, strict=False):
+        for marker, compressor in zip(markers, comparison.compressors, strict=False):
+            group = comparison.group(algorithm, compressor)
+            if group is None:
+                continue
+            sent = np.mean([run.summary["uplink_bytes"] for run in group.runs]) / 1e6
+            axis.errorbar(sent, 100 * group.mean, 100 * (group.spread or 0), fmt=marker, color=color, capsize=3)
+    for color, algorithm in zip(COLORS, comparison.algorithms, strict=False):
+        axis.plot([], [], color=color, label=algorithm, linewidth=4)
+    for marker, compressor in zip(markers, comparison.compressors, strict=False):
+        axis.plot([], [], marker=marker, color="grey", linestyle="", label=compressor)
+    axis.set(xscale="log", xlabel="uplink of a run, MB (encoded payloads)", ylabel="test accuracy, %")
+    axis.set_title("accuracy (last fifth of the rounds) against bytes sent")
+    figure.legend(loc="outside right center")
+    return _save(figure, path)
+
+
+def _save_bars(comparison: Comparison, path: Path) -> Path:
+    figure, (axis,) = _figure(1, width=2.6 + 1.8 * len(comparison.compressors), height=3.8)
+    width = 0.8 / len(comparison.algorithms)
+    heights: list[float] = []
+    for index, (color, algorithm) in enumerate(zip(COLORS, comparison.algorithms, strict=False)):
+        groups = [comparison.group(algorithm, compressor) for compressor in comparison.compressors]
+        for place, group in enumerate(groups):
+            if group is None:
+                continue
+            label = algorithm if not any(groups[:place]) else None
+            heights.append(100 * group.mean)
+            spread = 100 * (group.spread or 0)
+            axis.bar(place + index * width, heights[-1], width * 0.92, yerr=spread, color=color, label=label, capsize=2)
+    axis.set_xticks(np.arange(len(comparison.compressors)) + 0.4 - width / 2, comparison.compressors)
+    axis.set_ylim(max(0, min(heights) - 5), min(100, max(heights) + 3))
+    axis.set(ylabel="test accuracy, % (axis cut)", title="mean over the last fifth of the rounds ± sd over seeds")
+    figure.legend(loc="outside right center")
+    return _save(figure, path)

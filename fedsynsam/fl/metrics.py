@@ -58,9 +58,12 @@ class StepProgress:
     value: float
 
 
-# on_round sees each finished round. on_step may return False to cut the current stage short without loss.
-OnRound = Callable[[RoundMetrics], None]
-OnStep = Callable[[StepProgress], "bool | None"]
+class CutShort(Exception):
+    """Raised by an `on_step` callback to end the present stage early; what it has learned so far is used."""
+
+
+OnRound = Callable[[RoundMetrics], None]  # sees each finished round
+OnStep = Callable[[StepProgress], None]  # sees each step of a long stage, and may raise `CutShort`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.evidence import Evidence
 from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.matching import FlatLoss, gradient_mismatch, trajectory_mismatch
-from fedsynsam.fl.metrics import OnStep, StepProgress
+from fedsynsam.fl.metrics import CutShort, OnStep, StepProgress
 from fedsynsam.fl.streams import SYNTHESIS, stream
 
 # Adam's rates for images, logits and log-rate; they fall to a twentieth along half a cosine. Faster or longer learning
@@ -76,7 +76,7 @@ def learn(
     """The synthetic set after `round_number` rounds, learned anew or, in a third of the steps, from `previous`.
 
     `dataset` gives the shape and range of images and the number of classes, nothing else. `on_step` sees every step
-    and ends the learning by returning False; what was learned so far is then used.
+    and ends the learning by raising `CutShort`; what was learned so far is then used.
     """
     rng = stream(config.seed, SYNTHESIS, round_number)
     first = previous if previous is not None else first_set(dataset, config.synthetic_images, rng)
@@ -112,7 +112,9 @@ def learn(
             progress = StepProgress(
                 stage="synthesis", done=step + 1, total=steps, round=round_number, value=float(mismatch.detach())
             )
-            if on_step(progress) is False:
+            try:
+                on_step(progress)
+            except CutShort:
                 break
     return SyntheticSet(images.detach(), logits.detach(), log_rate.detach())
 

@@ -11,6 +11,7 @@ from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.evidence import Evidence
 from fedsynsam.fl.flat import FlatModel, flat_weights
 from fedsynsam.fl.matching import FlatLoss, gradient_mismatch, trajectory_mismatch
+from fedsynsam.fl.metrics import CutShort, StepProgress
 from fedsynsam.fl.models import build_model
 from fedsynsam.fl.synthesis import SyntheticSet, first_set, learn
 
@@ -72,9 +73,10 @@ def test_progress_is_shown_and_learning_can_be_cut_short(tiny_dataset) -> None:
     module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
     evidence, seen = trained_evidence(tiny_dataset, module), []
 
-    def on_step(progress) -> bool | None:
+    def on_step(progress: StepProgress) -> None:
         seen.append((progress.stage, progress.done, progress.total, progress.round))
-        return False if progress.done == 3 else None
+        if progress.done == 3:
+            raise CutShort
 
     cut = learn(config(synthetic_steps=50), module, tiny_dataset, evidence, None, 10, on_step)
     assert seen == [("synthesis", done, 50, 10) for done in (1, 2, 3)]
@@ -136,6 +138,6 @@ def test_trajectory_mismatch_follows_gradient_descent(tiny_dataset) -> None:
     for _ in range(3):
         reached = reached - 0.04 * loss.gradient(reached, *synthetic.batch).detach()
     arguments = (loss, synthetic.images, synthetic.logits, synthetic.log_rate, start)
-    assert float(trajectory_mismatch(*arguments, reached, 3)) == pytest.approx(0.0, abs=1e-8)
-    assert float(trajectory_mismatch(*arguments, reached, 0)) == pytest.approx(1.0)
-    assert float(trajectory_mismatch(*arguments, start, 0)) == 0.0
+    assert trajectory_mismatch(*arguments, reached, 3).item() == pytest.approx(0.0, abs=1e-8)
+    assert trajectory_mismatch(*arguments, reached, 0).item() == pytest.approx(1.0)
+    assert trajectory_mismatch(*arguments, start, 0).item() == 0.0

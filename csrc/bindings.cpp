@@ -24,10 +24,19 @@ void bind_quantize(py::module_& m) {
       [](uintptr_t update, int dtype, uintptr_t residual, uintptr_t seeds, int64_t rows, int64_t n, int bits,
          int64_t bucket, int norm, int rounding, uintptr_t codes, uintptr_t scales, uintptr_t new_residual,
          uintptr_t nonfinite, int threads) {
-        quantize_cpu({pointer<void>(update), static_cast<Dtype>(dtype), pointer<float>(residual),
-                      pointer<int64_t>(seeds), rows, n, {bits, bucket}, static_cast<Norm>(norm),
-                      static_cast<Rounding>(rounding), pointer<uint8_t>(codes), pointer<float>(scales),
-                      pointer<float>(new_residual), pointer<bool>(nonfinite)},
+        quantize_cpu({pointer<void>(update),
+                      static_cast<Dtype>(dtype),
+                      pointer<float>(residual),
+                      pointer<int64_t>(seeds),
+                      rows,
+                      n,
+                      {bits, bucket},
+                      static_cast<Norm>(norm),
+                      static_cast<Rounding>(rounding),
+                      pointer<uint8_t>(codes),
+                      pointer<float>(scales),
+                      pointer<float>(new_residual),
+                      pointer<bool>(nonfinite)},
                      threads);
       },
       py::call_guard<py::gil_scoped_release>());
@@ -77,39 +86,55 @@ namespace {
 fedsynsam::TopKArguments topk_arguments(uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n,
                                         uintptr_t indices, uintptr_t values, uintptr_t new_residual,
                                         uintptr_t nonfinite, int threads) {
-  return {pointer<const void>(update),  static_cast<fedsynsam::Dtype>(dtype),
-          pointer<const float>(residual), rows, n, pointer<int32_t>(indices), pointer<float>(values),
-          pointer<float>(new_residual), pointer<bool>(nonfinite), threads};
+  return {pointer<const void>(update),
+          static_cast<fedsynsam::Dtype>(dtype),
+          pointer<const float>(residual),
+          rows,
+          n,
+          pointer<int32_t>(indices),
+          pointer<float>(values),
+          pointer<float>(new_residual),
+          pointer<bool>(nonfinite),
+          threads};
 }
 
 void bind_topk(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
-  m.def("topk_cpu",
-        [](uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n, int64_t k, uintptr_t indices,
-           uintptr_t values, uintptr_t new_residual, uintptr_t nonfinite, int threads) {
-          fedsynsam::topk_cpu(topk_arguments(update, dtype, residual, rows, n, indices, values, new_residual,
-                                             nonfinite, threads), k);
-        }, release());
-  m.def("chunk_topk_cpu",
-        [](uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n, int64_t chunk, int64_t k_chunk,
-           int64_t k_tail, uintptr_t indices, uintptr_t values, uintptr_t new_residual, uintptr_t nonfinite,
-           int threads) {
-          fedsynsam::chunk_topk_cpu(topk_arguments(update, dtype, residual, rows, n, indices, values, new_residual,
-                                                   nonfinite, threads), chunk, k_chunk, k_tail);
-        }, release());
+  m.def(
+      "topk_cpu",
+      [](uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n, int64_t k, uintptr_t indices,
+         uintptr_t values, uintptr_t new_residual, uintptr_t nonfinite, int threads) {
+        fedsynsam::topk_cpu(
+            topk_arguments(update, dtype, residual, rows, n, indices, values, new_residual, nonfinite, threads), k);
+      },
+      release());
+  m.def(
+      "chunk_topk_cpu",
+      [](uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n, int64_t chunk, int64_t k_chunk,
+         int64_t k_tail, uintptr_t indices, uintptr_t values, uintptr_t new_residual, uintptr_t nonfinite,
+         int threads) {
+        fedsynsam::chunk_topk_cpu(
+            topk_arguments(update, dtype, residual, rows, n, indices, values, new_residual, nonfinite, threads), chunk,
+            k_chunk, k_tail);
+      },
+      release());
   m.def("topk_instruction_sets", &fedsynsam::topk_instruction_sets,
         "Names of the instruction sets that topk_cpu can use here, best first");
   m.def("topk_select_instruction_set", &fedsynsam::topk_select_instruction_set,
         "Make topk_cpu use the named instruction set in this process; False if it cannot");
-  m.def("encode_indices_cpu",
-        [](uintptr_t indices, int64_t rows, int64_t k, int64_t n, uintptr_t words, int threads) {
-          fedsynsam::encode_indices_cpu(pointer<const int32_t>(indices), rows, k, n, pointer<uint32_t>(words), threads);
-        }, release());
-  m.def("decode_indices_cpu",
-        [](uintptr_t words, int64_t rows, int64_t n, int64_t k, uintptr_t indices, uintptr_t valid, int threads) {
-          fedsynsam::decode_indices_cpu(pointer<const uint32_t>(words), rows, n, k, pointer<int32_t>(indices),
-                                        pointer<bool>(valid), threads);
-        }, release());
+  m.def(
+      "encode_indices_cpu",
+      [](uintptr_t indices, int64_t rows, int64_t k, int64_t n, uintptr_t words, int threads) {
+        fedsynsam::encode_indices_cpu(pointer<const int32_t>(indices), rows, k, n, pointer<uint32_t>(words), threads);
+      },
+      release());
+  m.def(
+      "decode_indices_cpu",
+      [](uintptr_t words, int64_t rows, int64_t n, int64_t k, uintptr_t indices, uintptr_t valid, int threads) {
+        fedsynsam::decode_indices_cpu(pointer<const uint32_t>(words), rows, n, k, pointer<int32_t>(indices),
+                                      pointer<bool>(valid), threads);
+      },
+      release());
 }
 
 }  // namespace
@@ -128,10 +153,9 @@ SamDirection sam_direction(uintptr_t gradient, uintptr_t synthetic, int dtype, d
 
 SamStep sam_step_arguments(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction,
                            uintptr_t momentum_buffer, double lr, double weight_decay, double momentum) {
-  return {pointer<float>(weights),          pointer<void>(gradient),   static_cast<Dtype>(dtype),
-          pointer<float>(correction),       pointer<float>(momentum_buffer),
-          static_cast<float>(lr),           static_cast<float>(weight_decay),
-          static_cast<float>(momentum)};
+  return {pointer<float>(weights),          pointer<void>(gradient),         static_cast<Dtype>(dtype),
+          pointer<float>(correction),       pointer<float>(momentum_buffer), static_cast<float>(lr),
+          static_cast<float>(weight_decay), static_cast<float>(momentum)};
 }
 
 void bind_sam(py::module_& m) {
@@ -156,9 +180,9 @@ void bind_sam(py::module_& m) {
       "sam_step_cpu",
       [](uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer, double lr,
          double weight_decay, double momentum, int64_t rows, int64_t n, int threads) {
-        fedsynsam::sam_step_cpu(sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr,
-                                                   weight_decay, momentum),
-                                rows, n, threads);
+        fedsynsam::sam_step_cpu(
+            sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr, weight_decay, momentum), rows,
+            n, threads);
       },
       py::call_guard<py::gil_scoped_release>());
 }
@@ -181,19 +205,19 @@ void bind_sam_cuda(py::module_& m) {
       "sam_perturb_cuda",
       [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
          int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t partials, uintptr_t out, uintptr_t stream) {
-        return fedsynsam::sam_perturb_cuda(
-            pointer<float>(weights), sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
-            static_cast<float>(rho), pointer<float>(norm), pointer<double>(partials), pointer<float>(out),
-            pointer<void>(stream));
+        return fedsynsam::sam_perturb_cuda(pointer<float>(weights),
+                                           sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
+                                           static_cast<float>(rho), pointer<float>(norm), pointer<double>(partials),
+                                           pointer<float>(out), pointer<void>(stream));
       },
       py::call_guard<py::gil_scoped_release>());
   m.def(
       "sam_step_cuda",
       [](uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer, double lr,
          double weight_decay, double momentum, int64_t rows, int64_t n, uintptr_t stream) {
-        return fedsynsam::sam_step_cuda(sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr,
-                                                           weight_decay, momentum),
-                                        rows, n, pointer<void>(stream));
+        return fedsynsam::sam_step_cuda(
+            sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr, weight_decay, momentum), rows,
+            n, pointer<void>(stream));
       },
       py::call_guard<py::gil_scoped_release>());
 }

@@ -97,7 +97,8 @@ struct SamDirection {
   bool adaptive;
 };
 
-// One step in place: u = g + weight_decay * w [+ correction]; [buffer = momentum * buffer + u, u = buffer]; w -= lr * u.
+// One step in place: u = g + weight_decay * w [+ correction]; [buffer = momentum * buffer + u, u = buffer]; w -= lr *
+// u.
 struct SamStep {
   float* weights;
   const void* gradient;

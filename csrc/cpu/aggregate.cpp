@@ -2,13 +2,14 @@
 //
 // A thread owns a range of the output and adds every payload to it, in payload order, tile by tile: the tile stays
 // in a cache, no payload is ever dense in memory, and no result depends on the number of threads.
+#include "numerics/aggregate.h"
+
 #include <algorithm>
 #include <cstddef>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "fedsynsam.h"
-#include "numerics/aggregate.h"
 #include "numerics/quantize.h"
 
 #if FSS_MULTIVERSION
@@ -84,10 +85,14 @@ FSS_INLINE void add_bits(float* __restrict total, const CodesBucket& bucket, int
 
 FSS_CLONES void add_bucket(float* total, const CodesBucket& bucket, int64_t size, int bits) {
   switch (bits) {
-    case 1: return add_bits<1>(total, bucket, size);
-    case 2: return add_bits<2>(total, bucket, size);
-    case 4: return add_bits<4>(total, bucket, size);
-    default: return add_bits<8>(total, bucket, size);
+    case 1:
+      return add_bits<1>(total, bucket, size);
+    case 2:
+      return add_bits<2>(total, bucket, size);
+    case 4:
+      return add_bits<4>(total, bucket, size);
+    default:
+      return add_bits<8>(total, bucket, size);
   }
 }
 
@@ -135,10 +140,17 @@ FSS_AVX512 void look_up(float* total, const CodesBucket& bucket, int64_t size) {
 FSS_AVX512 bool add_by_lookup(float* total, const CodesBucket& bucket, int64_t size, int bits) {
   if (size * bits / 8 % 16 != 0) return false;
   switch (bits) {
-    case 1: look_up<1>(total, bucket, size); return true;
-    case 2: look_up<2>(total, bucket, size); return true;
-    case 4: look_up<4>(total, bucket, size); return true;
-    default: return false;
+    case 1:
+      look_up<1>(total, bucket, size);
+      return true;
+    case 2:
+      look_up<2>(total, bucket, size);
+      return true;
+    case 4:
+      look_up<4>(total, bucket, size);
+      return true;
+    default:
+      return false;
   }
 }
 

@@ -39,8 +39,7 @@ using Lanes8 = uint64_t __attribute__((vector_size(64)));
 using Words4 = uint32_t __attribute__((vector_size(16)));
 using Words8 = uint32_t __attribute__((vector_size(32)));
 
-FSS_AVX512 int64_t draw_vectors(uint32_t* words, int64_t count, uint64_t counter, uint64_t seed,
-                                const Ahead& ahead) {
+FSS_AVX512 int64_t draw_vectors(uint32_t* words, int64_t count, uint64_t counter, uint64_t seed, const Ahead& ahead) {
   constexpr __mmask8 kAll = 255;  // the unmasked intrinsic warns in GCC 12: its "undefined" operand is one
   const __m512i multiply0 = _mm512_set1_epi64(kPhiloxMultiply0), multiply1 = _mm512_set1_epi64(kPhiloxMultiply1);
   int64_t j = 0;
@@ -63,8 +62,7 @@ FSS_AVX512 int64_t draw_vectors(uint32_t* words, int64_t count, uint64_t counter
   return j;
 }
 
-FSS_AVX2 int64_t draw_vectors(uint32_t* words, int64_t count, uint64_t counter, uint64_t seed,
-                              const Ahead& ahead) {
+FSS_AVX2 int64_t draw_vectors(uint32_t* words, int64_t count, uint64_t counter, uint64_t seed, const Ahead& ahead) {
   const __m256i multiply0 = _mm256_set1_epi64x(kPhiloxMultiply0), multiply1 = _mm256_set1_epi64x(kPhiloxMultiply1);
   int64_t j = 0;
   for (; j + 4 <= count; j += 4) {

@@ -2,6 +2,8 @@
 //
 // Threads share the rows, or the ranks of a row when there are few. Shares begin at multiples of 32 ranks, so that
 // they do not meet in a word of the low vector; in the high vector they meet in their first and last words only.
+#include "numerics/index_coding.h"
+
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
@@ -9,7 +11,6 @@
 
 #include "cpu/parallel.h"
 #include "fedsynsam.h"
-#include "numerics/index_coding.h"
 
 namespace fedsynsam {
 namespace {
@@ -144,9 +145,8 @@ void encode_indices_cpu(const int32_t* indices, int64_t rows, int64_t k, int64_t
   const Layout layout = index_coding::layout_of(n, k);
   const int64_t length = layout.low_words + layout.high_words;
   const Shares shares(rows, k, threads);
-  parallel_for(rows, shares.threads, 1, [&](int64_t row, int) {
-    std::fill_n(words + row * length + layout.low_words, layout.high_words, 0u);
-  });
+  parallel_for(rows, shares.threads, 1,
+               [&](int64_t row, int) { std::fill_n(words + row * length + layout.low_words, layout.high_words, 0u); });
   parallel_for(rows * shares.per_row, shares.threads, 1, [&](int64_t i, int) {
     const int64_t row = i / shares.per_row;
     const Range ranks(k, i % shares.per_row, shares.per_row);
@@ -169,7 +169,8 @@ void decode_indices_cpu(const uint32_t* words, int64_t rows, int64_t n, int64_t 
   parallel_for(rows * per_row, shares.threads, 1, [&](int64_t i, int) {
     found[static_cast<size_t>(i)].ones = count_ones(words + i / per_row * length + layout.low_words, range_of(i));
   });
-  for (int64_t row = 0; row < rows; ++row) valid[row] = rank_shares(&found[static_cast<size_t>(row * per_row)], per_row, k);
+  for (int64_t row = 0; row < rows; ++row)
+    valid[row] = rank_shares(&found[static_cast<size_t>(row * per_row)], per_row, k);
   parallel_for(rows * per_row, shares.threads, 1, [&](int64_t i, int) {
     const int64_t row = i / per_row;
     if (!valid[row]) return;

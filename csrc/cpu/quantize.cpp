@@ -2,6 +2,8 @@
 //
 // A bucket stays in the L1 cache between its scale and its codes. Each step is one loop over the bucket that the
 // compiler vectorizes for every instruction set: the vertical layout lets no lane need a neighbour.
+#include "numerics/quantize.h"
+
 #include <algorithm>
 #include <cstddef>
 #include <vector>
@@ -10,7 +12,6 @@
 #include "cpu/isa.h"
 #include "fedsynsam.h"
 #include "numerics/element.h"
-#include "numerics/quantize.h"
 
 namespace fedsynsam {
 namespace {
@@ -65,9 +66,12 @@ FSS_CLONES int32_t load_f16(float* a, const uint16_t* update, const float* resid
 int32_t load(float* a, const QuantizeArgs& args, int64_t offset, int64_t count) {
   const float* residual = args.residual == nullptr ? nullptr : args.residual + offset;
   switch (args.dtype) {
-    case Dtype::bf16: return load_bf16(a, static_cast<const uint16_t*>(args.update) + offset, residual, count);
-    case Dtype::f16: return load_f16(a, static_cast<const uint16_t*>(args.update) + offset, residual, count);
-    default: return load_f32(a, static_cast<const float*>(args.update) + offset, residual, count);
+    case Dtype::bf16:
+      return load_bf16(a, static_cast<const uint16_t*>(args.update) + offset, residual, count);
+    case Dtype::f16:
+      return load_f16(a, static_cast<const uint16_t*>(args.update) + offset, residual, count);
+    default:
+      return load_f32(a, static_cast<const float*>(args.update) + offset, residual, count);
   }
 }
 
@@ -166,10 +170,14 @@ FSS_INLINE void pack_bits(uint8_t* __restrict codes, const int8_t* __restrict le
 
 FSS_CLONES void pack(uint8_t* codes, const int8_t* levels, int64_t size, int bits) {
   switch (bits) {
-    case 1: return pack_bits<1>(codes, levels, size);
-    case 2: return pack_bits<2>(codes, levels, size);
-    case 4: return pack_bits<4>(codes, levels, size);
-    default: std::memcpy(codes, levels, static_cast<size_t>(size));
+    case 1:
+      return pack_bits<1>(codes, levels, size);
+    case 2:
+      return pack_bits<2>(codes, levels, size);
+    case 4:
+      return pack_bits<4>(codes, levels, size);
+    default:
+      std::memcpy(codes, levels, static_cast<size_t>(size));
   }
 }
 
@@ -248,10 +256,14 @@ FSS_INLINE void unpack_bits(float* __restrict out, const uint8_t* __restrict cod
 
 FSS_CLONES void unpack(float* out, const uint8_t* codes, float step, int64_t size, int bits) {
   switch (bits) {
-    case 1: return unpack_bits<1>(out, codes, step, size);
-    case 2: return unpack_bits<2>(out, codes, step, size);
-    case 4: return unpack_bits<4>(out, codes, step, size);
-    default: return unpack_bits<8>(out, codes, step, size);
+    case 1:
+      return unpack_bits<1>(out, codes, step, size);
+    case 2:
+      return unpack_bits<2>(out, codes, step, size);
+    case 4:
+      return unpack_bits<4>(out, codes, step, size);
+    default:
+      return unpack_bits<8>(out, codes, step, size);
   }
 }
 

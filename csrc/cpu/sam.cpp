@@ -4,6 +4,8 @@
 // work), a block into tiles that stay in the L1 cache. Half-precision and mixed directions are first turned
 // into a float32 tile; then one vectorized loop does the operation, so no combination of dtype and option needs a
 // loop of its own.
+#include "numerics/sam.h"
+
 #include <algorithm>
 #include <cstddef>
 #include <vector>
@@ -11,17 +13,15 @@
 #include "cpu/isa.h"
 #include "fedsynsam.h"
 #include "numerics/element.h"
-#include "numerics/sam.h"
 
 namespace fedsynsam {
 namespace {
 
-constexpr int64_t kBlock = 16384;               // elements of a float64 partial sum, whatever the number of threads
-constexpr int64_t kTile = 1024;                 // floats; a handful of tiles fit the L1 cache
-constexpr int kLanes = 32;                      // float64 accumulators: element i of a block goes to lane i % 32
-constexpr int64_t kSerial = 65536;              // below this many elements threads cost more than they give
-constexpr int64_t kFusedRow = 262144;           // rows up to this length stay in a core's cache between norm and use
-constexpr int64_t kStreaming = int64_t{1} << 22;  // outputs from here on bypass the caches
+constexpr int64_t kBlock = 16384;      // elements of a float64 partial sum, whatever the number of threads
+constexpr int64_t kTile = 1024;        // floats; a handful of tiles fit the L1 cache
+constexpr int kLanes = 32;             // float64 accumulators: element i of a block goes to lane i % 32
+constexpr int64_t kSerial = 65536;     // below this many elements threads cost more than they give
+constexpr int64_t kFusedRow = 262144;  // rows up to this length stay in a core's cache between norm and use
 static_assert(kBlock % kTile == 0 && kTile % kLanes == 0, "tiles must not straddle blocks or lanes");
 
 // ---- vectorized loops over one tile ----

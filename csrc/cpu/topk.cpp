@@ -13,9 +13,9 @@ namespace fedsynsam {
 namespace topk {
 namespace {
 
-constexpr int64_t kSerial = 65536;                   // below this many elements threads cost more than they give
-constexpr int64_t kStreaming = int64_t{1} << 22;     // outputs of this many elements bypass the caches
-constexpr int64_t kBatch = 65536;                    // elements that a thread takes at a time
+constexpr int64_t kSerial = 65536;                // below this many elements threads cost more than they give
+constexpr int64_t kStreaming = int64_t{1} << 22;  // outputs of this many elements bypass the caches
+constexpr int64_t kBatch = 65536;                 // elements that a thread takes at a time
 
 // `full` pieces of `length` in each row, with k elements emitted of each, and a shorter last one if `tail` > 0.
 struct Pieces {

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kLargestSet = 16;
 constexpr int64_t kSetsPerElement = 4;  // sets for each element to be emitted
 
-constexpr uint32_t kLowered = 1u << 20;     // an eighth of an octave, as a difference of keys
+constexpr uint32_t kLowered = 1u << 20;  // an eighth of an octave, as a difference of keys
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 

@@ -9,9 +9,9 @@ namespace {
 
 constexpr int64_t kRun = 16;  // consecutive elements: a cache line
 constexpr int64_t kLeastRuns = 256, kMostRuns = 4096;
-constexpr int64_t kShare = 256;   // one run of so many is looked at, within those bounds
+constexpr int64_t kShare = 256;  // one run of so many is looked at, within those bounds
 constexpr double kDeviations = 4.0;
-constexpr double kSlack = 8.0;    // for counts too small for their deviation to mean much
+constexpr double kSlack = 8.0;  // for counts too small for their deviation to mean much
 
 struct Sample {
   std::unique_ptr<float[]> a;
@@ -28,8 +28,8 @@ Sample draw(const TopKArguments& args, const Piece& piece) {
   const int64_t base = piece.row * args.n + piece.begin, stride = drawn ? runs / drawn : 1;
   for (int64_t j = 0; j < drawn; ++j) {
     // One run of each stride; a multiplicative hash spreads them within it, so that no period of the data is met.
-    const int64_t jitter = static_cast<int64_t>((static_cast<uint64_t>(j) * 0x9E3779B97F4A7C15u >> 33) %
-                                                static_cast<uint64_t>(stride));
+    const int64_t jitter =
+        static_cast<int64_t>((static_cast<uint64_t>(j) * 0x9E3779B97F4A7C15u >> 33) % static_cast<uint64_t>(stride));
     const int64_t run = j * stride + jitter;
     float* a = sample.a.get() + j * kRun;
     sample.top = std::max(sample.top, accumulate(args, base + run * kRun, kRun, a, Store::plain));

@@ -37,8 +37,8 @@ struct Kernels {
   void (*convert_f16)(const uint16_t* in, int64_t count, float* out);
   // a = update + residual (or update, if residual is null). Elements with key(a) >= lo go to the sink, index `base`
   // being that of the first one, and target gets a. Returns the largest key.
-  uint32_t (*absorb)(const float* update, const float* residual, int64_t count, float* target, Store store,
-                     Taken taken, uint32_t lo, uint32_t base, Sink* sink);
+  uint32_t (*absorb)(const float* update, const float* residual, int64_t count, float* target, Store store, Taken taken,
+                     uint32_t lo, uint32_t base, Sink* sink);
   // The elements of a with key >= lo go to the sink.
   void (*collect)(const float* a, int64_t count, uint32_t lo, Sink* sink);
   // The largest keys of count / `group` disjoint sets of `group` elements. count: a multiple of 16 * group.

@@ -168,7 +168,7 @@ static uint32_t absorb(const float* update, const float* residual, int64_t count
   const int64_t end = begin + (count - begin) / FSS_LANES * FSS_LANES;
   uint32_t top = absorb_some(update, residual, 0, begin, target, taken, lo, base, sink);
   uint32_t middle;
-#define FSS_ABSORB(how, taken) \
+#define FSS_ABSORB(how, taken)                                                                       \
   (residual ? absorb_vectors(update, residual, begin, end, target, how, taken, lo, base, sink, true) \
             : absorb_vectors(update, residual, begin, end, target, how, taken, lo, base, sink, false))
   if (how == Store::changed) {
@@ -176,8 +176,8 @@ static uint32_t absorb(const float* update, const float* residual, int64_t count
   } else if (how == Store::plain) {
     middle = taken == Taken::kept ? FSS_ABSORB(Store::plain, Taken::kept) : FSS_ABSORB(Store::plain, Taken::zeroed);
   } else {
-    middle = taken == Taken::kept ? FSS_ABSORB(Store::streaming, Taken::kept)
-                                  : FSS_ABSORB(Store::streaming, Taken::zeroed);
+    middle =
+        taken == Taken::kept ? FSS_ABSORB(Store::streaming, Taken::kept) : FSS_ABSORB(Store::streaming, Taken::zeroed);
   }
 #undef FSS_ABSORB
   top = middle > top ? middle : top;
@@ -237,5 +237,5 @@ static void finish_streaming() {
 #endif
 }
 
-static const Kernels kTable = {FSS_NAME,       convert_bf16,      convert_f16,     absorb, collect, maxima,
-                               count_at_least, smallest_at_least, finish_streaming};
+static const Kernels kTable = {FSS_NAME, convert_bf16,   convert_f16,       absorb,          collect,
+                               maxima,   count_at_least, smallest_at_least, finish_streaming};

@@ -85,8 +85,8 @@ void survey(const TopKArguments& args, const Piece& piece, const Bracket& bracke
 
 uint32_t exact_threshold(const TopKArguments& args, const Piece& piece, std::vector<Share>& shares) {
   int64_t k = piece.k;
-  const uint32_t upper = bin_of(histogram(args, piece, shares, kUpperBins,
-                                          [](uint32_t* bins, uint32_t key) { ++bins[key >> kLowBits]; }), &k);
+  const uint32_t upper = bin_of(
+      histogram(args, piece, shares, kUpperBins, [](uint32_t* bins, uint32_t key) { ++bins[key >> kLowBits]; }), &k);
   const auto lower = histogram(args, piece, shares, kLowerBins, [upper](uint32_t* bins, uint32_t key) {
     bins[key & (kLowerBins - 1)] += key >> kLowBits == upper ? 1u : 0u;
   });

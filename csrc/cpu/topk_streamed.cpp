@@ -160,9 +160,8 @@ bool emit_streamed(const TopKArguments& args, const Piece& piece, Store store, i
   uint32_t threshold;
   const bool estimated = select(shares, piece.k, bracket, &threshold);
   if (estimated && sparse) {
-    for_each(shares, [&](Share& share) {
-      emit_candidates(args, piece, threshold, emitted_before(shares, share), share);
-    });
+    for_each(shares,
+             [&](Share& share) { emit_candidates(args, piece, threshold, emitted_before(shares, share), share); });
     return true;
   }
   if (!estimated) {

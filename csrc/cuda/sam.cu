@@ -179,8 +179,8 @@ struct Perturb {
       const auto d = direction<Type, kVector>(from, index);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        w.at[i] = from.adaptive ? sam::perturbed_adaptive(w.at[i], d.at[i], scale)
-                                : sam::perturbed(w.at[i], d.at[i], scale);
+        w.at[i] =
+            from.adaptive ? sam::perturbed_adaptive(w.at[i], d.at[i], scale) : sam::perturbed(w.at[i], d.at[i], scale);
       }
     }
     store_pack<kVector>(out, index, w);
@@ -195,9 +195,8 @@ struct NormSource {
 };
 
 template <typename Type, int kVector>
-__global__ void __launch_bounds__(kThreads)
-    perturb_chunk(const float* weights, SamDirection from, int64_t n, int64_t chunks, float rho, NormSource source,
-                  float* out) {
+__global__ void __launch_bounds__(kThreads) perturb_chunk(const float* weights, SamDirection from, int64_t n,
+                                                          int64_t chunks, float rho, NormSource source, float* out) {
   // Last chunk first: the norm's pass left the end of the rows in the L2 cache.
   const int64_t block = static_cast<int64_t>(gridDim.x) - 1 - blockIdx.x;
   const int64_t row = block / chunks, chunk = block % chunks;

@@ -11,8 +11,8 @@
 
 namespace fedsynsam::quantization {
 
-constexpr uint32_t kInfinityBits = 0x7f800000u;  // magnitudes from here on are not finite
-constexpr float kZeroBelow = 0x1p-120f;          // a bucket with a smaller scale is a zero bucket
+constexpr uint32_t kInfinityBits = 0x7f800000u;    // magnitudes from here on are not finite
+constexpr float kZeroBelow = 0x1p-120f;            // a bucket with a smaller scale is a zero bucket
 constexpr float kLargestStep8 = 0x1.020406p+121f;  // the largest step whose 127-fold is finite
 
 // L, the levels on each side of zero; 1 for one bit.

@@ -11,9 +11,7 @@
 namespace fedsynsam::sam {
 
 // d = beta * synthetic + keep * gradient, keep = 1 - beta.
-FSS_HD float mix(float gradient, float synthetic, float beta, float keep) {
-  return synthetic * beta + gradient * keep;
-}
+FSS_HD float mix(float gradient, float synthetic, float beta, float keep) { return synthetic * beta + gradient * keep; }
 
 // A square of a float32 is exact in float64.
 FSS_HD double square(float value) { return static_cast<double>(value) * static_cast<double>(value); }
@@ -30,9 +28,7 @@ FSS_HD float scale_of(float rho, float norm) {
 
 FSS_HD float perturbed(float weight, float d, float scale) { return weight + d * scale; }
 
-FSS_HD float perturbed_adaptive(float weight, float d, float scale) {
-  return weight + (weight * (weight * d)) * scale;
-}
+FSS_HD float perturbed_adaptive(float weight, float d, float scale) { return weight + (weight * (weight * d)) * scale; }
 
 FSS_HD float decayed(float direction, float weight, float weight_decay) { return direction + weight * weight_decay; }
 

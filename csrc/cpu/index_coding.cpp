@@ -17,7 +17,7 @@ namespace {
 
 using index_coding::Layout;
 
-constexpr int64_t kShare = 32768;  // ranks: below, a thread costs more than it gives
+constexpr int64_t kShare = 131072;  // ranks, a fraction of a millisecond: less is not worth waking a thread
 
 // The part of a row's ranks, or of its words, that share `s` of `shares` handles.
 struct Range {
@@ -35,7 +35,7 @@ struct Shares {
   int threads;
 
   Shares(int64_t rows, int64_t k, int most) {
-    threads = rows * k < kShare ? 1 : std::max(1, most);
+    threads = rows * k < 2 * kShare ? 1 : std::max(1, most);
     per_row = rows >= threads ? 1 : std::clamp<int64_t>(k / kShare, 1, threads);
   }
 };
@@ -169,8 +169,9 @@ void decode_indices_cpu(const uint32_t* words, int64_t rows, int64_t n, int64_t 
   parallel_for(rows * per_row, shares.threads, 1, [&](int64_t i, int) {
     found[static_cast<size_t>(i)].ones = count_ones(words + i / per_row * length + layout.low_words, range_of(i));
   });
-  for (int64_t row = 0; row < rows; ++row)
+  for (int64_t row = 0; row < rows; ++row) {
     valid[row] = rank_shares(&found[static_cast<size_t>(row * per_row)], per_row, k);
+  }
   parallel_for(rows * per_row, shares.threads, 1, [&](int64_t i, int) {
     const int64_t row = i / per_row;
     if (!valid[row]) return;

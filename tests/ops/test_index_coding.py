@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -116,7 +117,7 @@ def test_no_rows(name: str) -> None:
 
 @pytest.mark.skipif(backend.extension is None, reason="the C++ extension is not built")
 @pytest.mark.parametrize(
-    ("rows", "n", "k"), [(1, 3_000_000, 300_001), (1, 900_000, 450_000), (3, 900_000, 70_000), (40, 9000, 990)]
+    ("rows", "n", "k"), [(1, 3_000_000, 300_001), (1, 900_000, 450_000), (3, 900_000, 300_000), (40, 90_000, 9_900)]
 )
 def test_threads_do_not_change_bits(threads: None, rows: int, n: int, k: int) -> None:
     """Long rows are shared by threads, which meet within words."""
@@ -134,21 +135,20 @@ def test_threads_do_not_change_bits(threads: None, rows: int, n: int, k: int) ->
 
 @pytest.mark.skipif(backend.extension is None, reason="the C++ extension is not built")
 def test_a_swap_is_seen_where_threads_meet(threads: None) -> None:
-    """Two indices with equal high parts and swapped low parts, all over the middle of the high vector."""
+    """Two indices with equal high parts and swapped low parts, around the middle of the high vector."""
     torch.set_num_threads(2)
-    n, k, low = 1_000_000, 100_000, 3
-    indices = torch.arange(k, dtype=torch.int32) * 10
+    n, k, low = 3_000_100, 300_000, 3  # the second thread begins at word 10560 of the high vector: bit 337920
     seen = 0
-    for rank in range(k // 2 - 50, k // 2 + 200):
+    for offset, rank in itertools.product(range(8), range(150_183, 150_190)):
+        indices = torch.arange(k, dtype=torch.int32) * 10 + offset
         first = int(indices[rank])
         if first + 1 >> low != first >> low:
             continue
-        swapped = indices.clone()
-        swapped[rank], swapped[rank + 1] = first + 1, first
-        words = ops.encode_indices(swapped.view(1, -1), n=n)
-        assert not ops.decode_indices(words, n=n, k=k).valid.item()
-        seen += 1
-    assert seen > 100
+        indices[rank], indices[rank + 1] = first + 1, first
+        words = ops.encode_indices(indices.view(1, -1), n=n)
+        assert not ops.decode_indices(words, n=n, k=k).valid.item(), (offset, rank)
+        seen += (first >> low) + rank == 337_919
+    assert seen > 0, "no swap lies where the threads meet"
 
 
 # ---- hostile words ----

@@ -106,11 +106,11 @@ static inline void take(Floats x, uint32_t mask, uint32_t first, Sink* sink) {
 #endif
 
 static void convert_bf16(const uint16_t* in, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_float(in[i]);
+  for (int64_t i = 0; i < count; ++i) out[i] = float_of_bf16(in[i]);
 }
 
 static void convert_f16(const uint16_t* in, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = f16_to_float(in[i]);
+  for (int64_t i = 0; i < count; ++i) out[i] = float_of_f16(in[i]);
 }
 
 // The elements in [begin, end), one by one: what is left before and behind the vectors.
@@ -124,7 +124,7 @@ static uint32_t absorb_some(const float* update, const float* residual, int64_t 
     top = key > top ? key : top;
     if (key >= lo) {
       sink->index[sink->count] = base + static_cast<uint32_t>(i);
-      sink->bits[sink->count++] = bits_of(a);
+      sink->bits[sink->count++] = bits_of_float(a);
       if (taken == Taken::zeroed) a = 0.0f;
     }
     target[i] = a;
@@ -196,7 +196,7 @@ static void collect(const float* a, int64_t count, uint32_t lo, Sink* sink) {
   for (; i < count; ++i) {
     if (key_of(a[i]) < lo) continue;
     local.index[local.count] = static_cast<uint32_t>(i);
-    local.bits[local.count++] = bits_of(a[i]);
+    local.bits[local.count++] = bits_of_float(a[i]);
   }
   *sink = local;
 }

@@ -18,17 +18,15 @@ from torch import Tensor
 from ..errors import BackendError
 from ..kernels.reference import aggregate as reference
 from . import backend
+from .arguments import check_apart, check_tensor, check_written
 from .library import register
 from .quantize_arguments import (
     bucket_count,
     check_accumulate,
-    check_apart,
     check_coding,
     check_pairs,
     check_size,
-    check_tensor,
     check_weights,
-    check_written,
     code_bytes,
 )
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..kernels.reference import index_coding as reference
 from . import backend
+from .arguments import check_apart, check_rows
 from .library import register
-from .topk_arguments import MAX_ELEMENTS, check_apart, check_count, check_output, check_outputs, check_rows
+from .topk_arguments import MAX_ELEMENTS, check_count, check_output, check_outputs
 
 # ---- public functions ----
 
@@ -79,7 +80,7 @@ def index_words(n: int, k: int) -> int:
 
 
 def _encode_into(indices: Tensor, n: int, out: Tensor) -> None:
-    check_apart({"out": out}, {"indices": indices})
+    check_apart({"out": out}, {"indices": [indices]})
     if backend.choose("encode_indices", indices.device) == "cpu":
         _extension().encode_indices_cpu(indices.data_ptr(), *indices.shape, n, out.data_ptr(), torch.get_num_threads())
     else:
@@ -87,7 +88,7 @@ def _encode_into(indices: Tensor, n: int, out: Tensor) -> None:
 
 
 def _decode_into(words: Tensor, n: int, indices: Tensor, valid: Tensor) -> None:
-    check_apart({"out.indices": indices, "out.valid": valid}, {"words": words})
+    check_apart({"out.indices": indices, "out.valid": valid}, {"words": [words]})
     if backend.choose("decode_indices", words.device) == "cpu":
         rows, k = indices.shape
         addresses = indices.data_ptr(), valid.data_ptr()

@@ -23,19 +23,15 @@ from torch import Tensor
 from ..errors import BackendError
 from ..kernels.reference import quantize as reference
 from . import backend
+from .arguments import DTYPES, check_apart, check_rows, check_tensor, check_written
 from .library import register
 from .quantize_arguments import (
-    DTYPES,
     NORMS,
     ROUNDINGS,
     bucket_count,
-    check_apart,
     check_coding,
-    check_rows,
     check_size,
-    check_tensor,
     check_word,
-    check_written,
     code_bytes,
 )
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from .arguments import check_tensor
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the numbers of fedsynsam::Dtype
 NORMS = {"max": 0, "l2": 1}  # fedsynsam::Norm
 ROUNDINGS = {"stochastic": 0, "nearest": 1}  # fedsynsam::Rounding
 BITS = (1, 2, 4, 8)
@@ -46,33 +46,6 @@ def check_size(name: str, n: int) -> None:
         raise ArgumentError(f"{name} is {n!r}; expected a length, 0 or more")
 
 
-def check_tensor(name: str, tensor: Any, shape: Sequence[int], dtypes: Collection[torch.dtype], device: Any) -> None:
-    """Check type, dtype, shape and device of one tensor; `shape` and `device` are what is right."""
-    if not isinstance(tensor, Tensor):
-        raise ArgumentError(f"{name} is a {type(tensor).__name__}; expected a tensor")
-    if tensor.dtype not in dtypes:
-        raise ArgumentError(f"{name} has dtype {tensor.dtype}; expected {' or '.join(map(str, dtypes))}")
-    if tuple(tensor.shape) != tuple(shape):
-        raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}")
-    if tensor.device != device:
-        raise ArgumentError(f"{name} is on {tensor.device}; expected {device}, like the other tensors")
-
-
-def check_rows(name: str, tensor: Any, dtypes: Collection[torch.dtype]) -> None:
-    if not isinstance(tensor, Tensor):
-        raise ArgumentError(f"{name} is a {type(tensor).__name__}; expected a tensor")
-    if tensor.dim() != 2:
-        shape = tuple(tensor.shape)
-        raise ArgumentError(f"{name} has shape {shape}; expected two dimensions (for one row: tensor.view(1, -1))")
-    if tensor.dtype not in dtypes:
-        raise ArgumentError(f"{name} has dtype {tensor.dtype}; expected {' or '.join(map(str, dtypes))}")
-
-
-def check_written(name: str, tensor: Tensor) -> None:
-    if not tensor.is_contiguous():
-        raise ArgumentError(f"{name} is not contiguous (strides {tensor.stride()}); it is written, so it must be")
-
-
 def check_pairs(
     names: tuple[str, str],
     first: Sequence[Any],
@@ -89,22 +62,6 @@ def check_pairs(
         own = pair[0].numel() if isinstance(pair[0], Tensor) else 0
         for name, tensor, dtype, size in zip(names, pair, dtypes, sizes or (own, own), strict=True):
             check_tensor(f"{name}[{i}]", tensor, (size,), (dtype,), device)
-
-
-def check_apart(outputs: dict[str, Tensor], inputs: dict[str, Sequence[Tensor | None]]) -> None:
-    """Refuse outputs that share memory with an input or with each other. Needs real, contiguous tensors."""
-    taken = [(name, *_memory(t)) for name, tensors in inputs.items() for t in tensors if t is not None]
-    for name, tensor in outputs.items():
-        begin, end = _memory(tensor)
-        for other, start, stop in taken:
-            if max(begin, start) < min(end, stop):
-                raise ArgumentError(f"{name} overlaps {other} in memory; pass a tensor of its own")
-        taken.append((name, begin, end))
-
-
-def _memory(tensor: Tensor) -> tuple[int, int]:
-    begin = tensor.data_ptr()
-    return begin, begin + tensor.nbytes
 
 
 def check_weights(weights: Any, count: int) -> None:

@@ -20,16 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import DTYPES, check_written
 from .library import register
 from .sam_arguments import (
-    DTYPES,
     check_direction,
     check_finite,
     check_like,
     check_momentum,
     check_norm,
     check_weights,
-    check_written,
 )
 from .sam_backends import norm_into, perturb_into, step_into
 

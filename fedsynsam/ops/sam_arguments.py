@@ -9,24 +9,17 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from .arguments import DTYPES, check_is_tensor, check_rows, check_written
 
 FLOAT32 = (torch.float32,)
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the numbers of fedsynsam::Dtype
 
 
 def check_weights(weights: Tensor) -> None:
-    if not isinstance(weights, Tensor):
-        raise ArgumentError(f"weights is a {type(weights).__name__}; expected a float32 tensor [rows, n]")
-    if weights.dim() != 2:
-        shape = tuple(weights.shape)
-        raise ArgumentError(f"weights has shape {shape}; expected [rows, n] (a single row: tensor.view(1, -1))")
-    if weights.dtype != torch.float32:
-        raise ArgumentError(f"weights has dtype {weights.dtype}; expected torch.float32")
+    check_rows("weights", weights, FLOAT32)
 
 
 def check_like(name: str, tensor: Tensor, weights: Tensor, dtypes: Collection[torch.dtype] = FLOAT32) -> None:
-    if not isinstance(tensor, Tensor):
-        raise ArgumentError(f"{name} is a {type(tensor).__name__}; expected a tensor")
+    check_is_tensor(name, tensor)
     if tensor.shape != weights.shape:
         raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}; expected {tuple(weights.shape)}, like weights")
     if tensor.dtype not in dtypes:
@@ -61,23 +54,6 @@ def check_finite(**values: float) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise ArgumentError(f"{name} is {value}; expected a finite number")
-
-
-def check_written(name: str, tensor: Tensor) -> None:
-    if not tensor.is_contiguous():
-        raise ArgumentError(f"{name} is not contiguous (strides {tensor.stride()}); it is written, so it must be")
-
-
-def check_apart(name: str, written: Tensor, **inputs: Tensor | None) -> None:
-    """Refuse an input that shares memory with `written` (both contiguous). Needs real tensors: not under tracing."""
-    begin = written.data_ptr()
-    end = begin + written.numel() * written.element_size()
-    for other, tensor in inputs.items():
-        if tensor is None:
-            continue
-        start = tensor.data_ptr()
-        if start < end and begin < start + tensor.numel() * tensor.element_size():
-            raise ArgumentError(f"{name} overlaps {other} in memory; pass a tensor of its own")
 
 
 def check_momentum(momentum: float, momentum_buffer: Tensor | None, weights: Tensor) -> None:

@@ -14,13 +14,13 @@ from torch import Tensor
 from ..errors import BackendError
 from ..kernels.reference import sam as reference
 from . import backend
-from .sam_arguments import DTYPES, check_apart
+from .arguments import DTYPES, check_apart
 
 
 def norm_into(
     weights: Tensor, gradient: Tensor, synthetic: Tensor | None, beta: float, adaptive: bool, out: Tensor
 ) -> None:
-    check_apart("out", out, weights=weights, gradient=gradient, synthetic=synthetic)
+    check_apart({"out": out}, {"weights": [weights], "gradient": [gradient], "synthetic": [synthetic]})
     chosen = backend.choose("sam_norm", weights.device)
     source = (weights.data_ptr(), *_direction(gradient, synthetic, beta, adaptive), *weights.shape)
     if chosen == "cpu":
@@ -44,7 +44,8 @@ def perturb_into(
     adaptive: bool,
     out: Tensor,
 ) -> None:
-    check_apart("out", out, weights=weights, gradient=gradient, synthetic=synthetic, norm=norm)
+    read = {"weights": weights, "gradient": gradient, "synthetic": synthetic, "norm": norm}
+    check_apart({"out": out}, {name: [tensor] for name, tensor in read.items()})
     chosen = backend.choose("sam_perturb", weights.device)
     source = (weights.data_ptr(), *_direction(gradient, synthetic, beta, adaptive), *weights.shape, rho, _address(norm))
     if chosen == "cpu":
@@ -69,9 +70,10 @@ def step_into(
     weight_decay: float,
     momentum: float,
 ) -> None:
-    check_apart("weights", weights, gradient=gradient, correction=correction, momentum_buffer=momentum_buffer)
-    if momentum_buffer is not None:
-        check_apart("momentum_buffer", momentum_buffer, gradient=gradient, correction=correction)
+    written = (
+        {"weights": weights} if momentum_buffer is None else {"weights": weights, "momentum_buffer": momentum_buffer}
+    )
+    check_apart(written, {"gradient": [gradient], "correction": [correction]})
     chosen = backend.choose("sam_step", weights.device)
     rates = (lr, weight_decay, momentum)
     tensors = (weights.data_ptr(), gradient.data_ptr(), DTYPES[gradient.dtype])

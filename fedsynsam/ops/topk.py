@@ -18,11 +18,10 @@ from torch import Tensor
 
 from ..kernels.reference import topk as reference
 from . import backend
+from .arguments import DTYPES, check_apart
 from .library import register
 from .topk_arguments import (
-    DTYPES,
     MAX_ELEMENTS,
-    check_apart,
     check_count,
     check_density,
     check_outputs,
@@ -139,7 +138,7 @@ def _copy(results: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
 
 def _check_apart(update: Tensor, residual: Tensor | None, outputs: tuple[Tensor, ...]) -> None:
     named = {f"out.{name}": output for name, output in zip(TopK._fields, outputs, strict=True)}
-    check_apart(named, {"update": update, "residual": residual})
+    check_apart(named, {"update": [update], "residual": [residual]})
 
 
 # ---- operators ----

@@ -308,7 +308,7 @@ G = torch.ones(2, 6)
     ("call", "message"),
     [
         (lambda: sam_norm([1.0], G), "weights is a list"),
-        (lambda: sam_norm(W[0], G[0]), r"weights has shape \(6,\); expected \[rows, n\]"),
+        (lambda: sam_norm(W[0], G[0]), r"weights has shape \(6,\); expected two dimensions"),
         (lambda: sam_norm(W.double(), G), "weights has dtype torch.float64"),
         (lambda: sam_norm(W, G[:, :5]), r"gradient has shape \(2, 5\); expected \(2, 6\)"),
         (lambda: sam_norm(W, G.double()), "gradient has dtype torch.float64; expected torch.float32, torch.bfloat16"),
@@ -340,7 +340,7 @@ G = torch.ones(2, 6)
         (lambda: sam_step(W, G, lr=0.1, momentum=0.9, momentum_buffer=torch.zeros(6, 2).t()), "momentum_buffer is not"),
         (lambda: sam_step(W, G, lr=0.1, correction=G.half()), "correction has dtype torch.float16"),
         (lambda: sam_step(W, W, lr=0.1), "weights overlaps gradient"),
-        (lambda: sam_step(W, G, lr=0.1, momentum=0.9, momentum_buffer=W), "weights overlaps momentum_buffer"),
+        (lambda: sam_step(W, G, lr=0.1, momentum=0.9, momentum_buffer=W), "momentum_buffer overlaps weights"),
         (lambda: sam_step(W, G, lr=0.1, momentum=0.9, momentum_buffer=G), "momentum_buffer overlaps gradient"),
     ],
 )

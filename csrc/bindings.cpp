@@ -1,21 +1,12 @@
 // The Python face of the C++ and CUDA operations: raw pointers, sizes and a stream in; nothing else.
 // Shapes, dtypes and devices are checked in fedsynsam/ops before a pointer gets here.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include "fedsynsam.h"
+#include "bindings.h"
 
 namespace py = pybind11;
+using namespace fedsynsam::bindings;
 
 // --- quantize, aggregate ---
 namespace {
-
-template <typename T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-using Addresses = std::vector<uintptr_t>;
 
 void bind_quantize(py::module_& m) {
   using namespace fedsynsam;
@@ -142,22 +133,6 @@ void bind_topk(py::module_& m) {
 // --- sam ---
 namespace {
 
-using fedsynsam::Dtype;
-using fedsynsam::SamDirection;
-using fedsynsam::SamStep;
-
-SamDirection sam_direction(uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive) {
-  return {pointer<void>(gradient),  pointer<void>(synthetic),       static_cast<Dtype>(dtype),
-          static_cast<float>(beta), static_cast<float>(1.0 - beta), adaptive};
-}
-
-SamStep sam_step_arguments(uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction,
-                           uintptr_t momentum_buffer, double lr, double weight_decay, double momentum) {
-  return {pointer<float>(weights),          pointer<void>(gradient),         static_cast<Dtype>(dtype),
-          pointer<float>(correction),       pointer<float>(momentum_buffer), static_cast<float>(lr),
-          static_cast<float>(weight_decay), static_cast<float>(momentum)};
-}
-
 void bind_sam(py::module_& m) {
   m.def(
       "sam_norm_cpu",
@@ -187,42 +162,6 @@ void bind_sam(py::module_& m) {
       py::call_guard<py::gil_scoped_release>());
 }
 
-#ifdef FEDSYNSAM_CUDA
-// Each launch returns 0 or a code for `cuda_error`.
-void bind_sam_cuda(py::module_& m) {
-  m.def("cuda_error", &fedsynsam::cuda_error);
-  m.def("sam_cuda_partials", &fedsynsam::sam_cuda_partials);
-  m.def(
-      "sam_norm_cuda",
-      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
-         int64_t rows, int64_t n, uintptr_t partials, uintptr_t norm, uintptr_t stream) {
-        return fedsynsam::sam_norm_cuda(pointer<float>(weights),
-                                        sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
-                                        pointer<double>(partials), pointer<float>(norm), pointer<void>(stream));
-      },
-      py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "sam_perturb_cuda",
-      [](uintptr_t weights, uintptr_t gradient, uintptr_t synthetic, int dtype, double beta, bool adaptive,
-         int64_t rows, int64_t n, double rho, uintptr_t norm, uintptr_t partials, uintptr_t out, uintptr_t stream) {
-        return fedsynsam::sam_perturb_cuda(pointer<float>(weights),
-                                           sam_direction(gradient, synthetic, dtype, beta, adaptive), rows, n,
-                                           static_cast<float>(rho), pointer<float>(norm), pointer<double>(partials),
-                                           pointer<float>(out), pointer<void>(stream));
-      },
-      py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "sam_step_cuda",
-      [](uintptr_t weights, uintptr_t gradient, int dtype, uintptr_t correction, uintptr_t momentum_buffer, double lr,
-         double weight_decay, double momentum, int64_t rows, int64_t n, uintptr_t stream) {
-        return fedsynsam::sam_step_cuda(
-            sam_step_arguments(weights, gradient, dtype, correction, momentum_buffer, lr, weight_decay, momentum), rows,
-            n, pointer<void>(stream));
-      },
-      py::call_guard<py::gil_scoped_release>());
-}
-#endif
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -241,6 +180,6 @@ PYBIND11_MODULE(_C, m) {
   // --- sam ---
   bind_sam(m);
 #ifdef FEDSYNSAM_CUDA
-  bind_sam_cuda(m);
+  bind_cuda(m);
 #endif
 }

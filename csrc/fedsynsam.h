@@ -8,6 +8,12 @@
 
 namespace fedsynsam {
 
+#ifdef FEDSYNSAM_CUDA
+// Every function that ends in _cuda launches on its `stream` (a cudaStream_t) without waiting, and returns 0 or a code
+// that this explains.
+const char* cuda_error(int code);
+#endif
+
 // Element types of an update; anything that reaches the wire is float32.
 enum class Dtype : int { f32 = 0, bf16 = 1, f16 = 2 };
 
@@ -117,7 +123,6 @@ void sam_perturb_cpu(const float* weights, const SamDirection& from, int64_t row
 void sam_step_cpu(const SamStep& arguments, int64_t rows, int64_t n, int threads);
 
 #ifdef FEDSYNSAM_CUDA
-// On `stream` (a cudaStream_t), without waiting. Each returns 0 or a code that `cuda_error` explains.
 // `partials` is scratch of rows * sam_cuda_partials(n) doubles.
 int64_t sam_cuda_partials(int64_t n);
 int sam_norm_cuda(const float* weights, const SamDirection& from, int64_t rows, int64_t n, double* partials,
@@ -126,7 +131,6 @@ int sam_norm_cuda(const float* weights, const SamDirection& from, int64_t rows, 
 int sam_perturb_cuda(const float* weights, const SamDirection& from, int64_t rows, int64_t n, float rho,
                      const float* norm, double* partials, float* out, void* stream);
 int sam_step_cuda(const SamStep& arguments, int64_t rows, int64_t n, void* stream);
-const char* cuda_error(int code);
 #endif
 
 }  // namespace fedsynsam

@@ -16,20 +16,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .aot_cases import Case
 
 ARCHITECTURES = (80, 90, 100, 120)
 NVCC_FLAGS = ("-O3", "-std=c++17", "-fmad=false", "--compiler-options", "-fPIC", "-Xptxas", "-v")
-
-
-class Case(NamedTuple):
-    """One specialization of a Triton kernel: argument types, constants and warps."""
-
-    name: str
-    kernel: Any
-    signature: dict[str, str]
-    constants: dict[str, Any]
-    num_warps: int
 
 
 class Usage(NamedTuple):
@@ -44,39 +37,6 @@ class Usage(NamedTuple):
 
 
 # ---- Triton ----
-
-
-def sam_cases() -> list[Case]:
-    """The sam kernels at their largest block, in float32 and bfloat16, with every option on and off."""
-    from . import launch
-    from .triton import sam
-
-    size = launch.sam(1 << 22)
-    block = {"BLOCK": size.block}
-    cases = []
-    for dtype in ("fp32", "bf16"):
-        source = {"weights": "*fp32", "gradient": f"*{dtype}", "synthetic": f"*{dtype}"}
-        scalars = {"beta": "fp32", "keep": "fp32"}
-        for mixed, adaptive in ((False, False), (True, False), (True, True)):
-            name = f"{dtype}{' mixed' if mixed else ''}{' adaptive' if adaptive else ''}"
-            flags = {"MIXED": mixed, "ADAPTIVE": adaptive, **block}
-            signature = {**source, "partials": "*fp64", "n": "i32", "chunks": "i32", **scalars}
-            cases.append(Case(f"sam chunk_squares {name}", sam.chunk_squares, signature, flags, size.num_warps))
-            signature = {**source, "norm": "*fp32", "partials": "*fp64", "out": "*fp32", "n": "i32", "chunks": "i32"}
-            signature |= {"count": "i32", **scalars, "rho": "fp32"}
-            flags = {**flags, "PARTIALS": size.inline_partials}
-            cases.append(Case(f"sam perturb_chunk {name}", sam.perturb_chunk, signature, flags, size.num_warps))
-        signature = {"weights": "*fp32", "gradient": f"*{dtype}", "correction": "*fp32", "momentum_buffer": "*fp32"}
-        signature |= {"total": "i64", "lr": "fp32", "weight_decay": "fp32", "momentum": "fp32"}
-        for everything in (False, True):
-            flags = {"DECAY": everything, "CORRECTED": everything, "MOMENTUM": everything, **block}
-            name = f"sam step_chunk {dtype}{' decay corrected momentum' if everything else ''}"
-            cases.append(Case(name, sam.step_chunk, signature, flags, size.num_warps))
-    signature = {"partials": "*fp64", "norm": "*fp32", "chunks": "i32"}
-    for store in (False, True):
-        flags = {"STORE_SUM": store, "BLOCK": sam.FINISH_BLOCK}
-        cases.append(Case(f"sam finish_norm {'sum' if store else 'norm'}", sam.finish_norm, signature, flags, 4))
-    return cases
 
 
 def compile_case(case: Case, architecture: int) -> Usage:
@@ -167,7 +127,9 @@ def demangled(text: str) -> str:
 def usages(folder: Path, architectures: tuple[int, ...]) -> Iterator[Usage]:
     """Yield the usage of every kernel that can be compiled here; say on stderr what cannot."""
     try:
-        cases = sam_cases()
+        from .aot_cases import all_cases
+
+        cases = all_cases()
     except ImportError as error:
         print(f"Triton kernels left out: {error}", file=sys.stderr)
         cases = []

@@ -11,8 +11,8 @@
 
 #include "fedsynsam.h"
 #include "launch.h"
-#include "numerics/element.h"
 #include "numerics/sam.h"
+#include "packs.h"
 
 namespace fedsynsam {
 namespace {
@@ -22,39 +22,8 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kPerThread = 16;  // elements of a chunk per thread: enough loads in flight, few enough registers
 constexpr int64_t kChunk = kThreads * kPerThread;
 constexpr int64_t kInlinePartials = 1024;  // up to here each block of the perturbation adds a row's partials itself
-constexpr int64_t kMaxGrid = 2147483647;
-constexpr int kGridTooLarge = -1;
 
 int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
-
-struct F32 {
-  using Storage = float;
-  static FSS_HD float load(float value) { return value; }
-};
-struct BF16 {
-  using Storage = uint16_t;
-  static FSS_HD float load(uint16_t value) { return float_of_bf16(value); }
-};
-struct F16 {
-  using Storage = uint16_t;
-  static FSS_HD float load(uint16_t value) { return float_of_f16(value); }
-};
-
-// kVector consecutive elements, moved by loads of 16 bytes (or of one element).
-template <typename Storage, int kVector>
-struct alignas(sizeof(Storage) * kVector < 16 ? sizeof(Storage) * kVector : 16) Pack {
-  Storage at[kVector];
-};
-
-template <int kVector, typename Storage>
-__device__ Pack<Storage, kVector> load_pack(const void* base, int64_t index) {
-  return *reinterpret_cast<const Pack<Storage, kVector>*>(static_cast<const Storage*>(base) + index);
-}
-
-template <int kVector>
-__device__ void store_pack(float* base, int64_t index, const Pack<float, kVector>& pack) {
-  *reinterpret_cast<Pack<float, kVector>*>(base + index) = pack;
-}
 
 // The part of [begin, end) that consists of whole packs; what is before and after it is shorter than a pack each.
 struct Span {
@@ -105,7 +74,7 @@ __device__ Pack<float, kVector> direction(const SamDirection& from, int64_t inde
 // Adds one value per thread in a fixed order; every thread gets the sum.
 __device__ double block_sum(double value) {
   __shared__ double warp_sums[kWarps];
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffffu, value, offset);
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(kAllLanes, value, offset);
   __syncthreads();  // a previous call's readers are done
   if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
   __syncthreads();
@@ -253,9 +222,7 @@ __global__ void __launch_bounds__(kThreads) step_chunk(SamStep arguments, int64_
 
 // ---- launches ----
 
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-bool aligned(const SamDirection& from) { return aligned(from.gradient) && aligned(from.synthetic); }
+bool both_aligned(const SamDirection& from) { return aligned(from.gradient) && aligned(from.synthetic); }
 
 // Calls launch.run<Type, kVector>() for the dtype and the alignment.
 template <typename Launch>
@@ -316,7 +283,7 @@ struct LaunchStep {
 
 int squares(const float* weights, const SamDirection& from, int64_t rows, int64_t n, double* partials,
             cudaStream_t stream) {
-  const bool wide = aligned(from) && (!from.adaptive || aligned(weights));
+  const bool wide = both_aligned(from) && (!from.adaptive || aligned(weights));
   return by_type(from.dtype, wide, LaunchSquares{weights, from, rows, n, partials, stream});
 }
 
@@ -356,7 +323,7 @@ int sam_perturb_cuda(const float* weights, const SamDirection& from, int64_t row
       source.count = 1;
     }
   }
-  const bool wide = aligned(weights) && aligned(from) && aligned(out);
+  const bool wide = aligned(weights) && both_aligned(from) && aligned(out);
   return by_type(from.dtype, wide, LaunchPerturb{weights, from, rows, n, rho, source, out, stream});
 }
 
@@ -367,11 +334,6 @@ int sam_step_cuda(const SamStep& arguments, int64_t rows, int64_t n, void* strea
   const bool wide = aligned(arguments.weights) && aligned(arguments.gradient) && aligned(arguments.correction) &&
                     aligned(arguments.momentum_buffer);
   return by_type(arguments.dtype, wide, LaunchStep{arguments, rows * n, stream});
-}
-
-const char* cuda_error(int code) {
-  if (code == kGridTooLarge) return "more than 2^31 - 1 thread blocks are needed; split the batch of rows";
-  return cudaGetErrorString(static_cast<cudaError_t>(code));
 }
 
 }  // namespace fedsynsam

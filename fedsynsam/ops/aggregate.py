@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import BackendError
 from ..kernels.reference import aggregate as reference
 from . import backend
 from .arguments import check_apart, check_tensor, check_written
+from .extension import loaded
 from .library import register
 from .quantize_arguments import (
     bucket_count,
@@ -109,7 +109,7 @@ def _sparse_into(indices: list[Tensor], values: list[Tensor], weights: Tensor, a
     if backend.choose("aggregate_sparse", weights.device) == "cpu":
         counts = [index.shape[0] for index in indices]
         payloads = _addresses(indices), _addresses(values), counts, weights.data_ptr()
-        _extension().aggregate_sparse_cpu(*payloads, out.shape[0], accumulate, out.data_ptr(), torch.get_num_threads())
+        loaded().aggregate_sparse_cpu(*payloads, out.shape[0], accumulate, out.data_ptr(), torch.get_num_threads())
     else:
         out.copy_(reference.aggregate_sparse(indices, values, weights, _start(accumulate, out)))
 
@@ -126,7 +126,7 @@ def _codes_into(
     check_apart({"out": out}, {"codes": codes, "scales": scales, "weights": [weights]})
     if backend.choose("aggregate_codes", weights.device) == "cpu":
         payloads = _addresses(codes), _addresses(scales), weights.data_ptr()
-        _extension().aggregate_codes_cpu(
+        loaded().aggregate_codes_cpu(
             *payloads, out.shape[0], bits, bucket, accumulate, out.data_ptr(), torch.get_num_threads()
         )
     else:
@@ -139,12 +139,6 @@ def _start(accumulate: bool, out: Tensor) -> Tensor:
 
 def _addresses(tensors: list[Tensor]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
-
-
-def _extension() -> Any:
-    if backend.extension is None:
-        raise BackendError(f"backend 'cpu' cannot aggregate: {backend.why_not('cpu')}")
-    return backend.extension
 
 
 # ---- operators ----

@@ -24,10 +24,12 @@ from ..errors import BackendError
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 
-# Operations that a GPU backend implements; the others refuse with a reason instead of running elsewhere.
-GPU_OPS: dict[str, frozenset[str]] = {
-    "triton": frozenset({"sam_norm", "sam_perturb", "sam_step"}),
-    "cuda": frozenset({"sam_norm", "sam_perturb", "sam_step"}),
+# The GPU backends that have each operation, the faster one first; the others refuse with a reason instead of running
+# elsewhere.
+GPU_BACKENDS: dict[str, tuple[str, ...]] = {
+    "sam_norm": ("cuda", "triton"),
+    "sam_perturb": ("cuda", "triton"),
+    "sam_step": ("cuda", "triton"),
 }
 
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("fedsynsam_backend", default=None)
@@ -102,11 +104,9 @@ def choose(op: str, device: torch.device) -> str:
         return forced or ("cpu" if extension is not None else "reference")
     if forced == "cpu":
         raise BackendError(f"backend 'cpu' cannot run {op} on {device.type} tensors; move them to the CPU")
-    if forced in ("triton", "cuda") and op not in GPU_OPS[forced]:
+    served = GPU_BACKENDS.get(op, ())
+    if forced in ("triton", "cuda") and forced not in served:
         raise BackendError(f"backend {forced!r} has no {op} kernel; use 'reference' on this device")
     if forced is not None:
         return forced
-    for name in ("cuda", "triton"):
-        if op in GPU_OPS[name] and why_not(name) is None:
-            return name
-    return "reference"
+    return next((name for name in served if why_not(name) is None), "reference")

@@ -16,6 +16,7 @@ from ..errors import ArgumentError
 from ..kernels.reference import index_coding as reference
 from . import backend
 from .arguments import check_apart, check_rows
+from .extension import loaded
 from .library import register
 from .topk_arguments import MAX_ELEMENTS, check_count, check_output, check_outputs
 
@@ -82,7 +83,7 @@ def index_words(n: int, k: int) -> int:
 def _encode_into(indices: Tensor, n: int, out: Tensor) -> None:
     check_apart({"out": out}, {"indices": [indices]})
     if backend.choose("encode_indices", indices.device) == "cpu":
-        _extension().encode_indices_cpu(indices.data_ptr(), *indices.shape, n, out.data_ptr(), torch.get_num_threads())
+        loaded().encode_indices_cpu(indices.data_ptr(), *indices.shape, n, out.data_ptr(), torch.get_num_threads())
     else:
         out.copy_(reference.encode_indices(indices, n))
 
@@ -92,14 +93,10 @@ def _decode_into(words: Tensor, n: int, indices: Tensor, valid: Tensor) -> None:
     if backend.choose("decode_indices", words.device) == "cpu":
         rows, k = indices.shape
         addresses = indices.data_ptr(), valid.data_ptr()
-        _extension().decode_indices_cpu(words.data_ptr(), rows, n, k, *addresses, torch.get_num_threads())
+        loaded().decode_indices_cpu(words.data_ptr(), rows, n, k, *addresses, torch.get_num_threads())
     else:
         for result, output in zip(reference.decode_indices(words, n, indices.shape[1]), (indices, valid), strict=True):
             output.copy_(result)
-
-
-def _extension() -> Any:
-    return backend.extension  # `choose` gave "cpu", so it is there
 
 
 # ---- operators ----

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import BackendError
 from ..kernels.reference import quantize as reference
 from . import backend
 from .arguments import DTYPES, check_apart, check_rows, check_tensor, check_written
+from .extension import loaded
 from .library import register
 from .quantize_arguments import (
     NORMS,
@@ -142,7 +142,7 @@ def _quantize_into(
         source = update.data_ptr(), DTYPES[update.dtype], 0 if residual is None else residual.data_ptr()
         how = bits, bucket, NORMS[norm], ROUNDINGS[rounding]
         target = codes.data_ptr(), scales.data_ptr(), 0 if residual is None else new_residual.data_ptr()
-        _extension().quantize_cpu(
+        loaded().quantize_cpu(
             *source, seeds.data_ptr(), rows, n, *how, *target, nonfinite.data_ptr(), torch.get_num_threads()
         )
         return
@@ -156,15 +156,9 @@ def _dequantize_into(codes: Tensor, scales: Tensor, bits: int, bucket: int, out:
     rows, n = out.shape
     if backend.choose("dequantize", codes.device) == "cpu":
         threads = torch.get_num_threads()
-        _extension().dequantize_cpu(codes.data_ptr(), scales.data_ptr(), rows, n, bits, bucket, out.data_ptr(), threads)
+        loaded().dequantize_cpu(codes.data_ptr(), scales.data_ptr(), rows, n, bits, bucket, out.data_ptr(), threads)
     else:
         out.copy_(reference.dequantize(codes, scales, n, bits, bucket))
-
-
-def _extension() -> Any:
-    if backend.extension is None:
-        raise BackendError(f"backend 'cpu' cannot run quantize: {backend.why_not('cpu')}")
-    return backend.extension
 
 
 # ---- operators ----

@@ -6,15 +6,14 @@ Tensors are contiguous and of checked shapes (see sam.py); what only real tensor
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import BackendError
 from ..kernels.reference import sam as reference
 from . import backend
 from .arguments import DTYPES, check_apart
+from .extension import address, launch, loaded
 
 
 def norm_into(
@@ -24,9 +23,10 @@ def norm_into(
     chosen = backend.choose("sam_norm", weights.device)
     source = (weights.data_ptr(), *_direction(gradient, synthetic, beta, adaptive), *weights.shape)
     if chosen == "cpu":
-        _extension().sam_norm_cpu(*source, out.data_ptr(), torch.get_num_threads())
+        loaded().sam_norm_cpu(*source, out.data_ptr(), torch.get_num_threads())
     elif chosen == "cuda":
-        _launch("sam_norm", weights, *source, _partials(weights).data_ptr(), out.data_ptr())
+        partials = _partials(weights)  # held until the launch: another thread must not be given its memory before
+        launch("sam_norm", weights, *source, partials.data_ptr(), out.data_ptr())
     elif chosen == "triton":
         with torch.cuda.device_of(weights):
             _triton().norm_into(weights, gradient, synthetic, beta, adaptive, out)
@@ -47,12 +47,12 @@ def perturb_into(
     read = {"weights": weights, "gradient": gradient, "synthetic": synthetic, "norm": norm}
     check_apart({"out": out}, {name: [tensor] for name, tensor in read.items()})
     chosen = backend.choose("sam_perturb", weights.device)
-    source = (weights.data_ptr(), *_direction(gradient, synthetic, beta, adaptive), *weights.shape, rho, _address(norm))
+    source = (weights.data_ptr(), *_direction(gradient, synthetic, beta, adaptive), *weights.shape, rho, address(norm))
     if chosen == "cpu":
-        _extension().sam_perturb_cpu(*source, out.data_ptr(), torch.get_num_threads())
+        loaded().sam_perturb_cpu(*source, out.data_ptr(), torch.get_num_threads())
     elif chosen == "cuda":
         partials = _partials(weights) if norm is None else None
-        _launch("sam_perturb", weights, *source, _address(partials), out.data_ptr())
+        launch("sam_perturb", weights, *source, address(partials), out.data_ptr())
     elif chosen == "triton":
         with torch.cuda.device_of(weights):
             _triton().perturb_into(weights, gradient, synthetic, norm, rho, beta, adaptive, out)
@@ -77,11 +77,11 @@ def step_into(
     chosen = backend.choose("sam_step", weights.device)
     rates = (lr, weight_decay, momentum)
     tensors = (weights.data_ptr(), gradient.data_ptr(), DTYPES[gradient.dtype])
-    optional = (_address(correction), _address(momentum_buffer))
+    optional = (address(correction), address(momentum_buffer))
     if chosen == "cpu":
-        _extension().sam_step_cpu(*tensors, *optional, *rates, *weights.shape, torch.get_num_threads())
+        loaded().sam_step_cpu(*tensors, *optional, *rates, *weights.shape, torch.get_num_threads())
     elif chosen == "cuda":
-        _launch("sam_step", weights, *tensors, *optional, *rates, *weights.shape)
+        launch("sam_step", weights, *tensors, *optional, *rates, *weights.shape)
     elif chosen == "triton":
         with torch.cuda.device_of(weights):
             _triton().step_into(weights, gradient, correction, momentum_buffer, *rates)
@@ -106,40 +106,19 @@ def _step_reference(
         momentum_buffer.copy_(buffer)
 
 
-def _extension() -> ModuleType:
-    if backend.extension is None:
-        raise BackendError(f"backend 'cpu' cannot be used here: {backend.why_not('cpu')}")
-    return backend.extension
-
-
 def _triton() -> ModuleType:
     from ..kernels.triton import sam  # only here: the package works without Triton
 
     return sam
 
 
-def _launch(op: str, weights: Tensor, *arguments: Any) -> None:
-    """Launch the CUDA `op` on the caller's stream of the tensors' device."""
-    extension = _extension()
-    with torch.cuda.device_of(weights):
-        stream = torch.cuda.current_stream(weights.device).cuda_stream
-        code = getattr(extension, f"{op}_cuda")(*arguments, stream)
-    if code != 0:
-        shape = tuple(weights.shape)
-        raise BackendError(f"backend 'cuda' could not launch {op} on weights {shape}: {extension.cuda_error(code)}")
-
-
 def _partials(weights: Tensor) -> Tensor:
-    """Scratch for the two-level norm. PyTorch's allocator keeps it safe until the stream is past its use."""
+    """Scratch for the two-level norm. After a launch, PyTorch's allocator keeps it until the stream is past it."""
     rows, n = weights.shape
-    return torch.empty(rows * _extension().sam_cuda_partials(n), dtype=torch.float64, device=weights.device)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    return torch.empty(rows * loaded().sam_cuda_partials(n), dtype=torch.float64, device=weights.device)
 
 
 def _direction(
     gradient: Tensor, synthetic: Tensor | None, beta: float, adaptive: bool
 ) -> tuple[int, int, int, float, bool]:
-    return gradient.data_ptr(), _address(synthetic), DTYPES[gradient.dtype], beta, adaptive
+    return gradient.data_ptr(), address(synthetic), DTYPES[gradient.dtype], beta, adaptive

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..kernels.reference import topk as reference
 from . import backend
 from .arguments import DTYPES, check_apart
+from .extension import loaded
 from .library import register
 from .topk_arguments import (
     MAX_ELEMENTS,
@@ -104,7 +105,7 @@ def _contiguous(update: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor
 def _topk_into(update: Tensor, residual: Tensor | None, k: int, *outputs: Tensor) -> None:
     _check_apart(update, residual, outputs)
     if backend.choose("topk", update.device) == "cpu":
-        _extension().topk_cpu(*_pointers(update, residual), k, *_addresses(outputs), torch.get_num_threads())
+        loaded().topk_cpu(*_pointers(update, residual), k, *_addresses(outputs), torch.get_num_threads())
     else:
         _copy(reference.topk(update, residual, k), outputs)
 
@@ -113,13 +114,9 @@ def _chunk_topk_into(update: Tensor, residual: Tensor | None, density: float, ch
     _check_apart(update, residual, outputs)
     kept = chunk, count_kept(chunk, density), count_kept(update.shape[1] % chunk, density)
     if backend.choose("chunk_topk", update.device) == "cpu":
-        _extension().chunk_topk_cpu(*_pointers(update, residual), *kept, *_addresses(outputs), torch.get_num_threads())
+        loaded().chunk_topk_cpu(*_pointers(update, residual), *kept, *_addresses(outputs), torch.get_num_threads())
     else:
         _copy(reference.chunk_topk(update, residual, *kept), outputs)
-
-
-def _extension() -> Any:
-    return backend.extension  # `choose` gave "cpu", so it is there
 
 
 def _pointers(update: Tensor, residual: Tensor | None) -> tuple[int, ...]:

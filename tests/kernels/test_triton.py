@@ -1,4 +1,4 @@
-"""The Triton sam kernels, interpreted against the reference and compiled ahead of time, each in its own process."""
+"""The Triton kernels, interpreted against the reference and compiled ahead of time, each in its own process."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ def run(*arguments: str, interpret: bool) -> subprocess.CompletedProcess[str]:
 
 
 @needs_triton
+@pytest.mark.slow
 def test_interpreted_kernels_equal_the_reference():
-    result = run(str(Path(__file__).with_name("interpreted_sam.py")), interpret=True)
-    assert result.returncode == 0, result.stderr
-    assert "all equal" in result.stdout
+    folder = Path(__file__).with_name("interpreted")
+    result = run("-m", "pytest", "-p", "no:cacheprovider", "--durations=5", str(folder), interpret=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    print(result.stdout)
 
 
 @needs_triton
 def test_kernels_compile_without_spills_or_fused_operations(tmp_path):
     result = run("-m", "fedsynsam.kernels.aot", "--arch", "90", "--cuda-sources", str(tmp_path), interpret=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "18 kernels compiled, 0 refused" in result.stdout
-    assert "sm_90" in result.stdout
+    for operation in ("sam",):
+        assert f"{operation} " in result.stdout
+    assert " 0 refused" in result.stdout
 
 
 @needs_triton

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..fl.metrics import RoundMetrics
@@ -42,28 +43,64 @@ def _figure(columns: int, width: float = 4.6, height: float = 3.6) -> tuple[Figu
 
 
 def save_curves(rounds: Sequence[RoundMetrics], path: Path, title: str) -> Path:
-    """Accuracy and loss against rounds, and accuracy against uplink bytes, of one run."""
-    evaluated = [row for row in rounds if row.test_accuracy is not None]
-    sent = dict(zip((row.round for row in rounds), np.cumsum([row.uplink_bytes for row in rounds]), strict=True))
-    steps, accuracy = [row.round for row in evaluated], [100 * (row.test_accuracy or 0) for row in evaluated]
+    """Draw accuracy and loss over rounds and accuracy over uplink bytes; cosines and sharpness if they were logged."""
+    panels = [_draw_accuracy, _draw_loss, _draw_accuracy_against_bytes]
+    if any(row.cosines for row in rounds):
+        panels.append(_draw_cosines)
+    if any(row.sharpness is not None for row in rounds):
+        panels.append(_draw_sharpness)
     with matplotlib.rc_context(STYLE):
-        figure, (left, middle, right) = _figure(3)
-        left.plot(steps, accuracy, color=COLORS[0], marker="." if len(steps) < 40 else "")
-        left.set(xlabel="round", ylabel="test accuracy, %", title="accuracy")
-        middle.plot([row.round for row in rounds], [row.train_loss for row in rounds], color=COLORS[1], label="local")
-        middle.plot(steps, [row.test_loss for row in evaluated], color=COLORS[0], label="test")
-        middle.set(xlabel="round", ylabel="cross-entropy", title="loss (local: mean over local steps)")
-        middle.legend()
-        right.plot(
-            [sent[step] / 1e6 for step in steps], accuracy, color=COLORS[0], marker="." if len(steps) < 40 else ""
-        )
-        right.set(
-            xlabel="uplink so far, MB (encoded payloads)",
-            ylabel="test accuracy, %",
-            title="accuracy against bytes sent",
-        )
+        figure, axes = _figure(len(panels))
+        for draw, axis in zip(panels, axes, strict=True):
+            draw(axis, rounds)
         figure.suptitle(title)
         return _save(figure, path)
+
+
+def _evaluated(rounds: Sequence[RoundMetrics]) -> tuple[list[RoundMetrics], list[float], str]:
+    """The evaluated rounds, their accuracy in percent, and the marker that suits as many points."""
+    evaluated = [row for row in rounds if row.test_accuracy is not None]
+    return evaluated, [100 * (row.test_accuracy or 0) for row in evaluated], "." if len(evaluated) < 40 else ""
+
+
+def _draw_accuracy(axis: Axes, rounds: Sequence[RoundMetrics]) -> None:
+    evaluated, accuracy, marker = _evaluated(rounds)
+    axis.plot([row.round for row in evaluated], accuracy, color=COLORS[0], marker=marker)
+    axis.set(xlabel="round", ylabel="test accuracy, %", title="accuracy")
+
+
+def _draw_loss(axis: Axes, rounds: Sequence[RoundMetrics]) -> None:
+    evaluated, _, _ = _evaluated(rounds)
+    axis.plot([row.round for row in rounds], [row.train_loss for row in rounds], color=COLORS[1], label="local")
+    test = [float(row.test_loss or 0) for row in evaluated]
+    axis.plot([row.round for row in evaluated], test, color=COLORS[0], label="test")
+    axis.set(xlabel="round", ylabel="cross-entropy", title="loss (local: mean over local steps)")
+    axis.legend()
+
+
+def _draw_accuracy_against_bytes(axis: Axes, rounds: Sequence[RoundMetrics]) -> None:
+    evaluated, accuracy, marker = _evaluated(rounds)
+    sent = dict(zip((row.round for row in rounds), np.cumsum([row.uplink_bytes for row in rounds]) / 1e6, strict=True))
+    axis.plot([sent[row.round] for row in evaluated], accuracy, color=COLORS[0], marker=marker)
+    axis.set(xlabel="uplink so far, MB (encoded payloads)", ylabel="test accuracy, %")
+    axis.set_title("accuracy against bytes sent")
+
+
+def _draw_cosines(axis: Axes, rounds: Sequence[RoundMetrics]) -> None:
+    logged = [row for row in rounds if row.cosines]
+    names = list(dict.fromkeys(name for row in logged for name in row.cosines or {}))
+    for color, name in zip(COLORS, names, strict=False):
+        points = [(row.round, row.cosines[name]) for row in logged if row.cosines and name in row.cosines]
+        axis.plot(*zip(*points, strict=True), color=color, label=name, marker=".")
+    axis.set(xlabel="round", ylabel="cosine with the global gradient", ylim=(-1, 1))
+    axis.set_title("directions, at the local weights")
+    axis.legend(ncols=2, loc="lower right", fontsize="small")
+
+
+def _draw_sharpness(axis: Axes, rounds: Sequence[RoundMetrics]) -> None:
+    points = [(row.round, row.sharpness) for row in rounds if row.sharpness is not None]
+    axis.plot(*zip(*points, strict=True), color=COLORS[0], marker=".")
+    axis.set(xlabel="round", ylabel="largest Hessian eigenvalue", title="sharpness", ylim=(0, None))
 
 
 def save_comparison_figures(comparison: Comparison, out: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ def test_figures_are_pictures_with_something_on_them(tmp_path: Path) -> None:
         pixels = imread(path)[..., :3]
         assert min(pixels.shape[:2]) > 300
         assert (pixels.min(axis=2) < 0.9).mean() > 0.01, f"{path.name} is empty"
+
+
+def test_curves_show_what_was_logged(tmp_path: Path) -> None:
+    rounds = run("fedsynsam", 0, 0.7).rounds
+    plain = imread(save_curves(rounds, tmp_path / "plain.png", title="a run"))
+    rounds[2] = replace(rounds[2], cosines={"local": 0.1, "real": 0.9})
+    rounds[4] = replace(rounds[4], cosines={"local": 0.0, "real": 0.8, "synthetic": 0.7}, sharpness=12.0)
+    full = imread(save_curves(rounds, tmp_path / "full.png", title="a run"))
+    assert full.shape[1] == pytest.approx(plain.shape[1] * 5 / 3, rel=0.01)
 
 
 @pytest.mark.parametrize(

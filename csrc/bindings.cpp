@@ -2,6 +2,8 @@
 // Shapes, dtypes and devices are checked in fedsynsam/ops before a pointer gets here.
 #include "bindings.h"
 
+#include "cpu/large_output.h"
+
 namespace py = pybind11;
 using namespace fedsynsam::bindings;
 
@@ -171,7 +173,9 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("cuda_built") = false;
 #endif
-  // Every binding releases the GIL: pointers stay valid because the caller holds the tensors.
+  m.def("prefer_huge_pages",
+        [](uintptr_t address, int64_t bytes) { fedsynsam::prefer_huge_pages(pointer<void>(address), bytes); });
+  // Every other binding releases the GIL: pointers stay valid because the caller holds the tensors.
   // --- topk, index_coding ---
   bind_topk(m);
   // --- quantize, aggregate ---

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/large_output.h"
 #include "fedsynsam.h"
 #include "numerics/quantize.h"
 
@@ -177,10 +178,11 @@ void aggregate_sparse_cpu(const SparsePayload* payloads, const float* weights, i
   int64_t work = n;
   for (int64_t p = 0; p < count; ++p) work += payloads[p].count;
   const int parts = work < kSerialEntries ? 1 : threads;
+  const bool streaming = is_large_output(out, n);
 #pragma omp parallel for num_threads(parts) schedule(static)
   for (int part = 0; part < parts; ++part) {
     const int64_t begin = n * part / parts, end = n * (part + 1) / parts;
-    aggregate_sparse_range(payloads, weights, count, begin, end, accumulate, n >= kStreaming, out);
+    aggregate_sparse_range(payloads, weights, count, begin, end, accumulate, streaming, out);
   }
 }
 
@@ -190,6 +192,7 @@ void aggregate_codes_cpu(const CodesPayload* payloads, const float* weights, int
   const int64_t per_tile = std::max<int64_t>(1, kCodesTile / coding.bucket);
   const int64_t tiles = (buckets + per_tile - 1) / per_tile;
   const int used = n * (count + 1) < kSerialCodes ? 1 : threads;
+  const bool streaming = is_large_output(out, n);
 #pragma omp parallel num_threads(used)
   {
     std::vector<float> total(static_cast<size_t>(per_tile * coding.bucket));
@@ -206,7 +209,7 @@ void aggregate_codes_cpu(const CodesPayload* payloads, const float* weights, int
         const CodesPayload& next = payloads[p + 1 < count ? p + 1 : 0];
         add_payload(total.data(), payloads[p], next, weights[p], coding, first, last);
       }
-      store(out + begin, total.data(), length, n >= kStreaming);
+      store(out + begin, total.data(), length, streaming);
     }
     store_fence();
   }

@@ -33,8 +33,6 @@
 
 namespace fedsynsam {
 
-constexpr int64_t kStreaming = int64_t{1} << 22;  // outputs of this many floats should bypass the caches
-
 // Copies `count` floats; `streaming` stores go past the caches, which saves reading the target first.
 inline void store(float* target, const float* source, int64_t count, bool streaming) {
 #if defined(__SSE2__)

@@ -10,6 +10,7 @@
 
 #include "cpu/draw.h"
 #include "cpu/isa.h"
+#include "cpu/large_output.h"
 #include "fedsynsam.h"
 #include "numerics/element.h"
 
@@ -273,7 +274,7 @@ int64_t bucket_count(int64_t n, int64_t bucket) { return (n + bucket - 1) / buck
 
 void quantize_cpu(const QuantizeArgs& args, int threads) {
   const int64_t buckets = bucket_count(args.n, args.coding.bucket), total = args.rows * buckets;
-  const bool streaming = args.rows * args.n >= kStreaming;
+  const bool streaming = is_large_output(args.new_residual, args.rows * args.n);
   const int used = args.rows * args.n < kSerial ? 1 : threads;
   std::fill_n(args.nonfinite, args.rows, false);
 #pragma omp parallel num_threads(used)
@@ -296,7 +297,7 @@ void quantize_cpu(const QuantizeArgs& args, int threads) {
 void dequantize_cpu(const uint8_t* codes, const float* scales, int64_t rows, int64_t n, Coding coding, float* out,
                     int threads) {
   const int64_t buckets = bucket_count(n, coding.bucket), bytes = coding.bucket * coding.bits / 8;
-  const bool streaming = rows * n >= kStreaming;
+  const bool streaming = is_large_output(out, rows * n);
   const int used = rows * n < kSerial ? 1 : threads;
 #pragma omp parallel num_threads(used)
   {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/large_output.h"
 #include "fedsynsam.h"
 #include "numerics/element.h"
 
@@ -219,7 +220,7 @@ void sam_norm_cpu(const float* weights, const SamDirection& from, int64_t rows, 
 void sam_perturb_cpu(const float* weights, const SamDirection& from, int64_t rows, int64_t n, float rho,
                      const float* norm, float* out, int threads) {
   threads = threads_for(rows * n, threads);
-  const bool streaming = rows * n >= kStreaming;
+  const bool streaming = is_large_output(out, rows * n);
   const auto one_row = [&](int64_t row, int row_threads) {
     const float length = norm != nullptr ? norm[row] : row_norm(weights, from, row * n, n, row_threads);
     perturb_row(out, weights, from, rho, length, row * n, n, streaming, row_threads);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/large_output.h"
 #include "cpu/parallel.h"
 #include "cpu/topk_piece.h"
 
@@ -13,9 +14,8 @@ namespace fedsynsam {
 namespace topk {
 namespace {
 
-constexpr int64_t kSerial = 65536;                // below this many elements threads cost more than they give
-constexpr int64_t kStreaming = int64_t{1} << 22;  // outputs of this many elements bypass the caches
-constexpr int64_t kBatch = 65536;                 // elements that a thread takes at a time
+constexpr int64_t kSerial = 65536;  // below this many elements threads cost more than they give
+constexpr int64_t kBatch = 65536;   // elements that a thread takes at a time
 
 // `full` pieces of `length` in each row, with k elements emitted of each, and a shorter last one if `tail` > 0.
 struct Pieces {
@@ -75,7 +75,7 @@ void emit_all(const TopKArguments& args, const Pieces& pieces) {
   const int64_t total = args.rows * args.n;
   if (total == 0) return;
   const int threads = total < kSerial ? 1 : std::max(1, args.threads);
-  const Store store = total < kStreaming ? Store::plain : Store::streaming;
+  const Store store = is_large_output(args.new_residual, total) ? Store::streaming : Store::plain;
   if (std::min(pieces.length, args.n) > kCachedPiece && args.rows * pieces.per_row() < 2 * threads) {
     emit_in_turn(args, pieces, store, threads);
   } else {

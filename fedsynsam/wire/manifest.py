@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from ..ops.memory import empty_row
 
 Update: TypeAlias = Tensor | Mapping[str, Tensor]
 
@@ -116,7 +117,8 @@ class Manifest:
         dtypes = {tensor.dtype for tensor in tensors}
         dtype = tensors[0].dtype if len(dtypes) == 1 and tensors[0].dtype in _DTYPES_OF_OPS else torch.float32
         rows = [tensor.detach().reshape(-1).to(dtype) for tensor in tensors]
-        return torch.cat(rows)  # a copy even of a single tensor: a payload must not follow its update's changes
+        # a copy even of a single tensor: a payload must not follow its update's changes
+        return torch.cat(rows, out=empty_row(sum(self.sizes), dtype, rows[0].device))
 
     def split(self, row: Tensor) -> Tensor | dict[str, Tensor]:
         """Return a row [n] in the structure of the update, as views of the row."""

@@ -46,7 +46,7 @@ clean: ## remove what the build left behind, and the environment
 $(VENV)/installed: pyproject.toml setup.py constraints.txt Makefile csrc/build_backend.py csrc/cuda_toolkit.py $(CXX_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	rm -rf build
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[report,test]'
 	touch $@
 
 $(VENV)/checkers: $(VENV)/installed

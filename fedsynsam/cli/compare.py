@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from ..fl.compare import Cell, run_cells
 from ..fl.config import ALGORITHMS, RunConfig
 from ..fl.runfolder import RunFolder
 from ..report.comparison import print_table, read_cells, write_comparison
+from ..report.page import why_no_page
 from ..report.runs import find_runs
 from .arguments import defaults_from, options_of, parse
 from .run import file_name
@@ -62,9 +64,11 @@ def main(argv: Sequence[str]) -> int:
     finished = [run for cell in cells for run in (find_runs(cell.path) if cell.finished() else [])]
     if finished:
         comparison = read_cells(finished)
-        written = write_comparison(comparison, command.out, command="fedsynsam compare " + " ".join(argv))
+        written = write_comparison(comparison, command.out, command=shlex.join(["fedsynsam", "compare", *argv]))
         print_table(comparison, Console(highlight=False, soft_wrap=True))
         print("\n".join(map(str, written)))
+        if (missing := why_no_page()) is not None:
+            print(missing, file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import tyro
 from ..errors import ConfigError
 from ..report.comparison import read_cells, write_comparison
 from ..report.figures import save_curves
+from ..report.page import why_no_page
 from ..report.runs import Run, find_runs
 from .arguments import parse
 
@@ -40,4 +42,6 @@ def main(argv: Sequence[str]) -> int:
     if out is not None:
         for path in write_comparison(read_cells(runs), out):
             print(path)
+        if (missing := why_no_page()) is not None:
+            print(missing, file=sys.stderr)
     return 0

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ..fl.runfolder import write_atomically
 from .figures import save_comparison_figures
-from .page import comparison_page
+from .page import comparison_page, why_no_page
 from .runs import Run
 from .text import bytes_text, percent
 
@@ -127,7 +127,10 @@ def headline(comparison: Comparison, compressor: str) -> dict[str, Any]:
 
 
 def write_comparison(comparison: Comparison, out: Path, command: str | None = None) -> list[Path]:
-    """Write results.csv, table.md, headline.json, the figures and report.html to `out`; return their paths."""
+    """Write results.csv, table.md, headline.json, the figures and report.html to `out`; return their paths.
+
+    The page is left out where the extra `[report]` is not installed; `why_no_page()` says so.
+    """
     out.mkdir(parents=True, exist_ok=True)
     command_file = out / "command.txt"
     if command is not None:
@@ -140,9 +143,12 @@ def write_comparison(comparison: Comparison, out: Path, command: str | None = No
     write_atomically(out / "table.md", table.encode())
     write_atomically(out / "headline.json", json.dumps(headlines, indent=2).encode() + b"\n")
     figures = save_comparison_figures(comparison, out)
-    page = comparison_page(comparison, [headline_text(entry) for entry in headlines], figures, command)
-    write_atomically(out / "report.html", page.encode())
-    return [out / "results.csv", out / "table.md", out / "headline.json", *figures, out / "report.html"]
+    written = [out / "results.csv", out / "table.md", out / "headline.json", *figures]
+    if why_no_page() is None:
+        page = comparison_page(comparison, [headline_text(entry) for entry in headlines], command)
+        write_atomically(out / "report.html", page.encode())
+        written.append(out / "report.html")
+    return written
 
 
 def results_csv(comparison: Comparison) -> str:

@@ -1,30 +1,82 @@
-"""`report.html`: one self-contained page of a comparison, with its figures inside."""
+"""`report.html`: one self-contained page of a comparison. Its charts need the extra `[report]`; so does the page."""
 
 from __future__ import annotations
 
 import base64
 import html
+import importlib.util
+import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .charts import Chart
     from .comparison import Comparison
+
+NEEDED = ("plotly", "scipy")
 
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; } th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid #8886; }
-img { max-width: 100%; background: white; border-radius: 6px; } pre { overflow-x: auto; } .wide { overflow-x: auto; }
+h2 { margin-top: 2.5rem; } pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid #8886; }
+.wide { overflow-x: auto; } details .wide { max-height: 24rem; overflow-y: auto; }
+summary { cursor: pointer; } img { max-width: 100%; image-rendering: pixelated; }
+:focus-visible { outline: 2px solid #4269d0; outline-offset: 2px; }
 """
 
 
-def comparison_page(comparison: Comparison, headlines: list[str], figures: list[Path], command: str | None) -> str:
-    """The page: headline figures, table, figures, and the command that makes it again."""
+def why_no_page() -> str | None:
+    """What is missing for the page, and how to get it; None if nothing is."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    return f"report.html needs {' and '.join(missing)}: pip install 'fedsynsam[report]'" if missing else None
+
+
+def comparison_page(comparison: Comparison, headlines: list[str], command: str | None) -> str:
+    """The page: headline figures, tables, charts with their numbers, synthetic images, and the command."""
+    from .charts import charts
     from .comparison import table_rows
+    from .paired import HEADER, paired_rows
 
     header, *rows = table_rows(comparison)
     seeds = sorted({run.config["seed"] for group in comparison.groups for run in group.runs})
     title = "Comparison: " + ", ".join(comparison.algorithms)
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><main><h1>{html.escape(title)}</h1>",
+        f"<p>Seeds {', '.join(map(str, seeds))}. Accuracy is the mean over the evaluations of the "
+        "last fifth of the rounds; ± is the standard deviation over seeds. Bytes are lengths of encoded payloads.</p>",
+        "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in headlines) + "</ul>",
+        _table(header, rows),
+    ]
+    if pairs := paired_rows(comparison):
+        parts += ["<h2>Seed by seed, against the best of FedAvg, FedSAM and FedLESAM</h2>", _table(HEADER, pairs)]
+    for number, chart in enumerate(charts(comparison)):
+        parts += _chart(chart, number)
+    parts += _synthetic_images(comparison)
+    if command is not None:
+        parts.append(f"<h2>The command</h2><pre>{html.escape(command)}</pre>")
+    return "\n".join(parts) + "</main></html>\n"
+
+
+def _chart(chart: Chart, number: int) -> list[str]:
+    from .charts import styled
+
+    drawn = styled(chart.figure).to_html(
+        full_html=False, include_plotlyjs=number == 0, div_id=f"chart-{number}",
+        config={"responsive": True, "displaylogo": False},
+    )  # fmt: skip
+    return [
+        f"<h2>{html.escape(chart.title)}</h2>",
+        f'<div role="img" aria-label="{html.escape(chart.title)}; the numbers are in the table below">{drawn}</div>',
+        f"<details><summary>The numbers</summary>{_table(chart.header, chart.rows)}</details>",
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
@@ -32,20 +84,45 @@ def comparison_page(comparison: Comparison, headlines: list[str], figures: list[
         + "</tr>"
         for row in rows
     )
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
-        f"<p>Seeds {', '.join(map(str, seeds))}. Accuracy is the mean over the evaluations of the "
-        "last fifth of the rounds; ± is the standard deviation over seeds. Bytes are lengths of encoded payloads.</p>",
-        "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in headlines) + "</ul>",
-        f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
-        *(_image(path) for path in figures),
-    ]
-    if command is not None:
-        parts.append(f"<h2>The command</h2><pre>{html.escape(command)}</pre>")
-    return "\n".join(parts) + "</html>\n"
+    return f"<div class=wide tabindex=0><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _image(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<p><img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}"></p>'
+def _synthetic_images(comparison: Comparison) -> list[str]:
+    """The synthetic set of the first run that has one in its checkpoint, a row of images a class."""
+    for group in comparison.groups:
+        for run in group.runs:
+            picture = _synthetic_picture(run.path)
+            if picture is not None:
+                name = f"{group.algorithm}, {group.compressor}, seed {run.config['seed']}"
+                data = base64.b64encode(picture).decode()
+                return [
+                    "<h2>The synthetic images</h2>",
+                    f"<p>Learned last in the run {html.escape(name)}: a row of images for each class.</p>",
+                    f'<img alt="synthetic images, a row for each class" src="data:image/png;base64,{data}">',
+                ]
+    return []
+
+
+def _synthetic_picture(run: Path) -> bytes | None:
+    """A PNG of the set in the run's checkpoint, or None."""
+    import matplotlib.image
+    import numpy as np
+    from safetensors import safe_open
+
+    path = run / "checkpoint" / "state.safetensors"
+    if not path.exists():
+        return None
+    with safe_open(path, framework="np") as file:
+        if "synthetic/images" not in file.keys():  # noqa: SIM118  (not a dict)
+            return None
+        images: Any = file.get_tensor("synthetic/images")
+        classes = file.get_tensor("synthetic/logits").shape[1]
+    count, channels, height, width = images.shape
+    images = (images - images.min()) / max(float(np.ptp(images)), 1e-12)
+    grid = images.reshape(classes, count // classes, channels, height, width).transpose(0, 3, 1, 4, 2)
+    pixels = grid.reshape(classes * height, count // classes * width, channels)
+    pixels = np.repeat(pixels, 3, axis=2) if channels == 1 else pixels[..., :3]
+    pixels = np.repeat(np.repeat(pixels, 2, axis=0), 2, axis=1)
+    target = io.BytesIO()
+    matplotlib.image.imsave(target, pixels, format="png")
+    return target.getvalue()

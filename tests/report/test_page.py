@@ -1,0 +1,174 @@
+"""report.html: self-contained, and used in a real browser: hover, keyboard, narrow, dark."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("plotly", reason="the extra [report] is not installed")
+pytest.importorskip("scipy", reason="the extra [report] is not installed")
+
+import torch
+from safetensors.torch import save_file
+
+from fedsynsam.fl.metrics import RoundMetrics
+from fedsynsam.report import page
+from fedsynsam.report.comparison import read_cells, write_comparison
+from fedsynsam.report.runs import Run
+
+VERSIONS = {"fedsynsam": "0", "python": "3", "torch": "2", "numpy": "2", "commit": None}
+
+
+def run(folder: Path, algorithm: str, compressor: str, seed: int, accuracy: float) -> Run:
+    config: dict[str, Any] = {"algorithm": algorithm, "compressor": compressor, "seed": seed, "versions": VERSIONS}
+    rounds = [
+        RoundMetrics(
+            round=number, train_loss=1 / number, uplink_bytes=100, downlink_bytes=1000, seconds=0.1,
+            test_accuracy=accuracy * number / 5, test_loss=2 / number,
+        )
+        for number in range(1, 6)
+    ]  # fmt: skip
+    rounds[4] = replace(rounds[4], sharpness=10.0 + seed, cosines={"local": 0.1, "synthetic": 0.8})
+    summary = {"final_accuracy": accuracy, "last_accuracy": accuracy, "uplink_bytes": 500, "uplink_ratio": 80.0}
+    summary |= {"downlink_bytes": 5000, "seconds": 0.5, "dense_uplink_bytes": 40000, "parameters": 1000, "rounds": 5}
+    summary |= {"sharpness": 10.0 + seed}
+    path = folder / f"{algorithm}-{compressor}-{seed}"
+    (path / "checkpoint").mkdir(parents=True)
+    if algorithm == "fedsynsam":
+        learned = {"synthetic/images": torch.rand(20, 1, 8, 8), "synthetic/logits": torch.zeros(20, 10)}
+        save_file(learned, path / "checkpoint" / "state.safetensors")
+    return Run(path, config, rounds, summary)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    accuracies = {"fedavg": 0.70, "fedsam": 0.69, "fedlesam": 0.68, "fedsynsam": 0.72, "realset": 0.73}
+    runs = [
+        run(folder, name, spec, seed, accuracy + 0.01 * seed * (1 + len(name) % 3))
+        for name, accuracy in accuracies.items()
+        for spec in ("none", "topk:0.01", "quantize:2")
+        for seed in (0, 1)
+    ]
+    write_comparison(read_cells(runs), folder, command="fedsynsam compare --compressors '<none>'")
+    return folder / "report.html"
+
+
+class References(HTMLParser):
+    """Collects what a page would load, and the text of its headings."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.headings: list[str] = []
+        self._heading = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._heading = tag == "h2"
+        self.loaded += [value or "" for name, value in attrs if name in ("src", "href") and tag != "a"]
+
+    def handle_data(self, data: str) -> None:
+        if self._heading:
+            self.headings.append(data)
+        self._heading = False
+
+
+def test_nothing_is_loaded_from_elsewhere(report: Path) -> None:
+    found = References(report.read_text())
+    assert found.loaded
+    assert all(address.startswith("data:") for address in found.loaded)
+
+
+def test_every_section_is_there(report: Path) -> None:
+    text = report.read_text()
+    headings = References(text).headings
+    for wanted in ("Test accuracy", "Test loss", "against bytes", "How well each", "against bits", "against density"):
+        assert any(wanted in heading for heading in headings), wanted
+    assert {"The synthetic images", "The command"} <= set(headings)
+    assert text.count("<summary>The numbers</summary>") == 7
+    assert "fedsynsam compare --compressors &#x27;&lt;none&gt;&#x27;" in text
+
+
+def test_without_the_extra_the_page_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "NEEDED", ("plotly", "no_such_package"))
+    assert page.why_no_page() == "report.html needs no_such_package: pip install 'fedsynsam[report]'"
+    written = write_comparison(read_cells([run(tmp_path, "fedavg", "none", 0, 0.5)]), tmp_path)
+    assert "report.html" not in {path.name for path in written}
+    assert not (tmp_path / "report.html").exists()
+
+
+# ---- in a browser ----
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("needs chromium and chromedriver on PATH (Debian: chromium, chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    quiet = ("background-networking", "component-update", "sync", "quic", "gpu")
+    for flag in ("--headless=new", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)):
+        options.add_argument(flag)
+    driven = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield driven
+    driven.quit()
+
+
+def open_page(browser: Any, report: Path, width: int) -> None:
+    browser.set_window_size(width, 900)
+    browser.get(report.as_uri())
+    browser.set_script_timeout(20)
+    drawn = "return document.querySelectorAll('.js-plotly-plot .main-svg').length"
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 20).until(lambda page: page.execute_script(drawn) >= 7)
+
+
+@pytest.mark.parametrize("width", [1200, 500])
+def test_page_fits_without_errors(browser: Any, report: Path, width: int) -> None:
+    open_page(browser, report, width)
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    widest = "return Math.max(...[...document.querySelectorAll('.js-plotly-plot')].map(e => e.offsetWidth))"
+    assert browser.execute_script(widest) <= width
+
+
+def test_hovering_shows_values(browser: Any, report: Path) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    open_page(browser, report, 1200)
+    chart = browser.find_element("id", "chart-0")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    point = chart.find_elements("css selector", ".points path")[2]
+    ActionChains(browser).move_to_element(point).pause(0.5).perform()
+    assert "round 3" in chart.find_element("css selector", ".hoverlayer").text
+
+
+def test_the_numbers_open_by_keyboard(browser: Any, report: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, report, 1200)
+    summary = browser.find_element("tag name", "summary")
+    summary.send_keys(Keys.ENTER)
+    assert browser.execute_script("return document.querySelector('details').open")
+    assert browser.find_element("css selector", "details table").is_displayed()
+
+
+def test_dark_mode_is_dark(browser: Any, report: Path) -> None:
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    try:
+        open_page(browser, report, 1200)
+        ink = browser.execute_script("return getComputedStyle(document.body).color")
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert min(int(part) for part in ink[4:-1].split(",")) > 200

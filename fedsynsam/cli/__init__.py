@@ -1,4 +1,4 @@
-"""The command line: `fedsynsam run | compare | report | info | inspect`.
+"""The command line: `fedsynsam run | compare | report | sharpness | info | inspect`.
 
 Bad input gives one line on standard error and exit code 2; a comparison with a failed cell gives 1; an interrupted
 run gives 130.
@@ -16,11 +16,12 @@ COMMANDS = {
     "run": "one federated run; with no arguments FedSynSAM at topk:0.01 on the embedded Fashion-MNIST subset",
     "compare": "algorithms x compressors x seeds, with a table, figures and a page",
     "report": "the figures and the page again, from finished runs or a comparison",
+    "sharpness": "eigenvalues and slices of the loss at the weights of a run",
     "info": "versions, devices, and which backends are built and usable",
     "inspect": "what a payload file holds, section by section",
 }
 
-USAGE = "usage: fedsynsam COMMAND [OPTIONS]\n\n" + "".join(f"  {name:<9}{text}\n" for name, text in COMMANDS.items())
+USAGE = "usage: fedsynsam COMMAND [OPTIONS]\n\n" + "".join(f"  {name:<11}{text}\n" for name, text in COMMANDS.items())
 USAGE += "\n`fedsynsam COMMAND --help` lists the options of a command; `fedsynsam --version` prints the version."
 
 

@@ -76,6 +76,18 @@ def load_checkpoint(folder: Path, fresh: ServerState, compressor: Compressor) ->
         raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); start the run anew") from error
 
 
+def load_weights(folder: Path) -> tuple[Tensor, int]:
+    """The global weights [P] in the checkpoint `folder`, on the CPU, and the number of finished rounds."""
+    path = folder / FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("weights"), int(json.loads(file.metadata()["numbers"])["round"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} holds no checkpoint; make a run that keeps one") from None
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+
+
 def _restore(
     tensors: dict[str, Tensor], numbers: dict[str, Any], fresh: ServerState, compressor: Compressor
 ) -> ServerState:

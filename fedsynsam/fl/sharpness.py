@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsynsam.fl.data import Dataset, take
+from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.matching import FlatLoss
 from fedsynsam.fl.streams import SHARPNESS, stream
 
@@ -63,20 +64,21 @@ class Sharpness:
         rng = stream(seed, SHARPNESS)
         count = len(dataset.y_train)
         chosen = torch.from_numpy(rng.choice(count, min(sample, count), replace=False)).to(dataset.y_train.device)
-        self._images, self._labels = take(dataset.x_train, chosen), dataset.y_train[chosen]
+        self.sample: Batch = take(dataset.x_train, chosen), dataset.y_train[chosen]
         self._loss = FlatLoss(module)
         self._seed = seed
 
     def product(self, weights: Tensor) -> Product:
         """v ↦ H(weights)·v for weights [P]."""
-        chunks = list(zip(self._images.split(CHUNK), self._labels.split(CHUNK), strict=True))
+        all_images, all_labels = self.sample
+        chunks = list(zip(all_images.split(CHUNK), all_labels.split(CHUNK), strict=True))
 
         def multiply(vector: Tensor) -> Tensor:
             total = torch.zeros_like(vector)
             for images, labels in chunks:
                 point = weights.detach().clone().requires_grad_()
                 gradient = self._loss.gradient(point, images, labels)
-                share = len(labels) / len(self._labels)
+                share = len(labels) / len(all_labels)
                 total += share * torch.autograd.grad(gradient, point, vector)[0]
             return total
 

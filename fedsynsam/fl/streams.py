@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 # One number a use. Two uses never share a stream, and adding one leaves the others as they are.
-PARTITION, WEIGHTS, COHORT, BATCHES, COMPRESSION, ORACLE, REAL_SET, SYNTHESIS, HELD_OUT, SHARPNESS = range(10)
+(
+    PARTITION, WEIGHTS, COHORT, BATCHES, COMPRESSION, ORACLE, REAL_SET, SYNTHESIS, HELD_OUT, SHARPNESS, SLICES
+) = range(11)  # fmt: skip
 
 
 def stream(seed: int, use: int, *place: int) -> np.random.Generator:

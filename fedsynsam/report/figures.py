@@ -103,6 +103,19 @@ def _draw_sharpness(axis: Axes, rounds: Sequence[RoundMetrics]) -> None:
     axis.set(xlabel="round", ylabel="largest Hessian eigenvalue", title="sharpness", ylim=(0, None))
 
 
+def save_slices(places: np.ndarray, line: np.ndarray, plane: np.ndarray, path: Path, title: str) -> Path:
+    """Draw the loss along one direction, and as contours over two; places in multiples of the filters' norms."""
+    with matplotlib.rc_context(STYLE):
+        figure, (left, right) = _figure(2)
+        left.plot(places, line, color=COLORS[0])
+        left.set(xlabel="place along a random direction", ylabel="training loss", ylim=(0, None), title="one direction")
+        drawn = right.contourf(places, places, plane, levels=20, cmap="viridis")
+        right.set(xlabel="first direction", ylabel="second direction", title="two directions", aspect="equal")
+        figure.colorbar(drawn, ax=right, label="training loss")
+        figure.suptitle(title)
+        return _save(figure, path)
+
+
 def save_comparison_figures(comparison: Comparison, out: Path) -> list[Path]:
     """Accuracy curves, accuracy against uplink bytes, and bars of the final accuracy."""
     with matplotlib.rc_context(STYLE):

@@ -34,6 +34,33 @@ def test_run_writes_its_folder_and_says_what_it_came_to(tmp_path: Path, capsys: 
     assert not list(out.glob("*.part"))
 
 
+def test_sharpness_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["run", *TINY, "--algorithm", "fedavg", "--out", str(out)]) == 0
+    few = ["--count", "2", "--sample", "60", "--probes", "2", "--points", "3"]
+    assert main(["sharpness", str(out), *few]) == 0
+    assert "eigenvalue 2" in capsys.readouterr().out
+    found = json.loads((out / "sharpness.json").read_text())
+    assert found["eigenvalues"] == sorted(found["eigenvalues"], reverse=True)
+    assert (found["round"], found["sample"]) == (2, 60)
+    assert [len(row) for row in found["plane"]] == [3, 3, 3]
+    assert found["plane"][1] == pytest.approx(found["line"])
+    assert (out / "slices.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["nothing"], "no readable config.json"),
+        (["run", "--count", "0"], "count: is 0; expected 1 or more"),
+        (["run", "--radius", "-1"], "radius: is -1.0; expected more than 0"),
+    ],
+)
+def test_sharpness_refuses(options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sharpness", str(tmp_path / options[0]), *options[1:]]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_options_go_before_the_config_file(tmp_path: Path) -> None:
     file = tmp_path / "study.toml"
     file.write_text('algorithm = "fedavg"\nlr = 0.01\nlocal-steps = 1\n')

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from fedsynsam.fl.flat import flat_weights
 from fedsynsam.fl.matching import FlatLoss
 from fedsynsam.fl.sharpness import Sharpness, hutchinson_trace, largest_eigenvalues
+from fedsynsam.fl.slices import Slices, filter_normalised
 
 
 def symmetric(spectrum: np.ndarray, seed: int = 0) -> torch.Tensor:
@@ -70,3 +72,43 @@ def test_hessian_of_a_smooth_model(tiny_dataset) -> None:
     expected = torch.linalg.eigvalsh(torch.stack(columns).double())[-1]
     assert sharpness.largest(weights)[0] == pytest.approx(float(expected), rel=2e-3)
     assert sharpness.largest(weights) == sharpness.largest(weights)
+
+
+def test_hessian_of_a_tiny_network_against_the_dense_one(tiny_dataset) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.Tanh(), nn.Linear(2, 3))
+    size = sum(parameter.numel() for parameter in module.parameters())
+    weights = torch.randn(size, generator=torch.Generator().manual_seed(1)) * 0.3
+    sharpness = Sharpness(module, tiny_dataset, seed=0, sample=1000)
+    loss = FlatLoss(module)
+    dense = torch.autograd.functional.hessian(lambda point: loss(point, *sharpness.sample), weights)
+    spectrum = np.linalg.eigvalsh(dense.double().numpy())[::-1]
+    assert sharpness.largest(weights, 5) == pytest.approx(spectrum[:5], rel=1e-2, abs=1e-3 * spectrum[0])
+    columns = torch.stack([sharpness.product(weights)(unit) for unit in torch.eye(size)[:7]])
+    torch.testing.assert_close(columns, dense[:7], rtol=1e-3, atol=1e-5)
+
+
+def test_slices_of_a_quadratic() -> None:
+    """The loss −log softmax of a linear model, at the places where it is known."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    weights = flat_weights(module)
+    sample = torch.randn(50, 1, 2, 2), torch.arange(50) % 2
+    slices = Slices(module, sample, weights, seed=3)
+    places = np.linspace(-1, 1, 5)
+    line, plane = slices.line(places), slices.plane(places)
+    here = float(FlatLoss(module)(weights, *sample).detach())
+    assert line[2] == pytest.approx(here, rel=1e-5)
+    assert plane[2] == pytest.approx(line)  # the middle row goes along the first direction
+    assert plane[2, 2] == pytest.approx(here, rel=1e-5)
+    assert (np.diff(line, 2) > 0).all()  # convex in the weights
+    assert Slices(module, sample, weights, seed=3).line(places) == pytest.approx(line)
+
+
+def test_directions_have_the_norms_of_the_filters() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 4))
+    weights = flat_weights(module)
+    direction = filter_normalised(module, weights, np.random.default_rng(0))
+    kernels, bias = direction[:54].view(3, 18), direction[54:57]
+    torch.testing.assert_close(kernels.norm(dim=1), module[0].weight.detach().view(3, 18).norm(dim=1))
+    assert (bias == 0).all()
+    rows = direction[57 : 57 + 48].view(4, 12)
+    torch.testing.assert_close(rows.norm(dim=1), module[2].weight.detach().norm(dim=1))

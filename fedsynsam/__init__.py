@@ -13,6 +13,7 @@ from .errors import (
     SpecError,
     StateError,
 )
+from .integrations.ddp import DDPState, ddp_hook
 from .ops.backend import use_backend
 from .ops.seeds import row_seed
 from .optim import SAM
@@ -29,6 +30,7 @@ __all__ = [
     "ChunkTopK",
     "Compressor",
     "ConfigError",
+    "DDPState",
     "DataError",
     "FedSynSamError",
     "Identity",
@@ -44,6 +46,7 @@ __all__ = [
     "__version__",
     "aggregate",
     "compressor",
+    "ddp_hook",
     "row_seed",
     "use_backend",
 ]

@@ -1,0 +1,1 @@
+"""The compressor inside other people's training code."""

@@ -1,0 +1,149 @@
+"""A communication hook for DistributedDataParallel: gradients travel as payloads, with error feedback.
+
+    state = fs.DDPState(model, "topk:0.01")
+    model = torch.nn.parallel.DistributedDataParallel(model)
+    model.register_comm_hook(state, fs.ddp_hook)
+
+Each rank compresses a bucket's gradients on top of its residual, all ranks gather all payloads, and each aggregates
+them in rank order: the same mean everywhere, bit for bit. A gather moves R - 1 payloads to each of R ranks, so that the
+hook pays where a payload is much smaller than the gradient, and ranks are few or the network slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..compress import Compressor, State, compressor
+from ..errors import ArgumentError, NonFiniteError, StateError
+from ..ops.seeds import row_seed
+from ..wire import Payload, aggregate
+
+
+class DDPState:
+    """What `ddp_hook` keeps of one rank: a residual for each parameter, by name, and the bytes sent so far.
+
+    `model` is the module inside DistributedDataParallel (or that itself); its parameters' names are the keys. Ranks may
+    share `seed`: each draws its own roundings. `group` is the process group that DDP uses, by default the world. Save
+    `state_dict()` of every rank, each for itself: residuals differ between ranks.
+    """
+
+    def __init__(self, model: nn.Module, spec: str | Compressor, *, seed: int = 0, group: Any = None) -> None:
+        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.compressor = compressor(spec) if isinstance(spec, str) else spec
+        self.seed, self.group = seed, group
+        self.bytes_sent = 0
+        self._shapes = {name: tuple(parameter.shape) for name, parameter in inner.named_parameters()}
+        self._names = {id(parameter): name for name, parameter in inner.named_parameters()}
+        self._states: dict[tuple[str, ...], State] = {}  # names of a bucket's parameters, in its order -> its state
+        self._before: dict[tuple[str, ...], State] = {}  # the same before the last step
+        self._loaded: dict[str, Tensor] = {}  # residuals that no bucket has taken over yet
+        self._step = 0  # of the next new bucket
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return `residual/<name>` (float32, the parameter's shape) for all that were trained, and `step`; copies."""
+        tensors = dict(self._loaded)
+        for state in self._states.values():
+            tensors |= state.state_dict()
+        tensors["step"] = torch.tensor(max([self._step, *(state.step for state in self._states.values())]))
+        return tensors
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a `state_dict` of the same rank; StateError names a tensor that the model does not have."""
+        for key, tensor in tensors.items():
+            name = key.removeprefix("residual/")
+            if key != "step" and (key == name or self._shapes.get(name) != tuple(tensor.shape)):
+                raise StateError(f"the state holds {key!r} {list(tensor.shape)}, which is no parameter of this model")
+        if "step" not in tensors:
+            raise StateError("the state lacks 'step'")
+        self._loaded = {key: tensor.clone() for key, tensor in tensors.items() if key != "step"}
+        self._step, self._states, self._before = int(tensors["step"]), {}, {}
+
+    def compress(self, gradients: dict[str, Tensor], seed: int) -> Payload:
+        """Compress a bucket's gradients on top of their residuals."""
+        key = tuple(gradients)
+        if key not in self._states:
+            self._states[key] = self._state_for(gradients)
+        self._before[key] = self._states[key]
+        payload, self._states[key] = self.compressor.compress(gradients, self._states[key], seed=seed)
+        return payload
+
+    def undo(self, names: Iterable[str]) -> None:
+        """Take back the last `compress` of the bucket with these parameters: what it sent was not used."""
+        key = tuple(names)
+        self._states[key] = self._before[key]
+
+    def name_of(self, parameter: Tensor) -> str:
+        """Return the name of a parameter; ArgumentError if the state was made for another model."""
+        try:
+            return self._names[id(parameter)]
+        except KeyError:
+            raise ArgumentError("DDPState was made for another model: it must be the one inside DDP") from None
+
+    def _state_for(self, gradients: dict[str, Tensor]) -> State:
+        """The state of a new bucket: DDP lays its buckets out anew after the first step, residuals move along."""
+        state = self.compressor.init(gradients)
+        for key in [key for key in self._states if set(key) & set(gradients)]:
+            left = self._states.pop(key)
+            self._before.pop(key, None)
+            self._loaded |= {name: tensor for name, tensor in left.state_dict().items() if name != "step"}
+            self._step = max(self._step, left.step)
+        state.step = self._step
+        if state.residual is not None:
+            tensors = state.state_dict()
+            tensors |= {name: self._loaded.pop(name) for name in list(self._loaded) if name in tensors}
+            state.load_state_dict(tensors)
+        return state
+
+
+def ddp_hook(state: DDPState, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Replace the bucket's gradients by the mean over ranks of what the ranks' payloads hold.
+
+    A gradient with NaN or infinity on one rank (as loss scaling makes them) gives NaN in that bucket on all ranks, so
+    that all of them skip the step; every residual of that bucket is then as it was.
+    """
+    buffer, rank, size = bucket.buffer(), dist.get_rank(state.group), dist.get_world_size(state.group)
+    names = [state.name_of(parameter) for parameter in bucket.parameters()]
+    gradients = dict(zip(names, bucket.gradients(), strict=True))
+    blob = _blob(state, gradients, row_seed(state.seed, rank, bucket.index()))
+    state.bytes_sent += len(blob)
+    sent = torch.frombuffer(bytearray(blob), dtype=torch.uint8).to(buffer.device)
+    received = [torch.empty_like(sent) for _ in range(size)]
+    work = dist.all_gather(received, sent, group=state.group, async_op=True)
+
+    def finish(_: torch.futures.Future[Any]) -> Tensor:
+        blobs = [tensor.cpu().numpy().tobytes() for tensor in received]
+        if all(map(any, blobs)):
+            _write_mean(gradients, blobs, state.compressor.spec)
+        else:
+            state.undo(gradients)
+            buffer.fill_(torch.nan)
+        return buffer
+
+    return work.get_future().then(finish)
+
+
+if dist.is_available():  # DDP compares the annotations with these types, which a build without it does not have
+    ddp_hook.__annotations__ |= {"bucket": dist.GradBucket, "return": torch.futures.Future[Tensor]}
+
+
+def _blob(state: DDPState, gradients: dict[str, Tensor], seed: int) -> bytes:
+    """The encoded payload; as many zeros if there is none, because the ranks must gather equal lengths."""
+    try:
+        return state.compress(gradients, seed).encode()
+    except NonFiniteError:
+        zeros = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
+        payload, _ = state.compressor.compress(zeros, state.compressor.init(zeros), seed=0)
+        return bytes(payload.wire_bytes)
+
+
+def _write_mean(gradients: dict[str, Tensor], blobs: Sequence[bytes], spec: str) -> None:
+    payloads = [Payload.decode(blob, like=gradients, spec=spec) for blob in blobs]
+    mean = aggregate(payloads, weights=[1.0] * len(payloads))
+    assert isinstance(mean, dict)
+    for name, gradient in gradients.items():
+        gradient.copy_(mean[name])

@@ -1,0 +1,159 @@
+"""One rank of test_ddp.py: `ddp_worker.py SCENARIO RANK SIZE STORE`; asserts, prints a line, exits 0."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import fedsynsam as fs
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+
+
+def batch(rank: int, step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1000 * rank + step)
+    images = torch.randn(16, 20, generator=generator)
+    return images, (images[:, :3].argmax(dim=1))
+
+
+def wrapped(spec: str | None, small_buckets: bool = True) -> tuple[DistributedDataParallel, fs.DDPState | None]:
+    inner = model()
+    parallel = DistributedDataParallel(inner, bucket_cap_mb=0.01 if small_buckets else 25)
+    if spec is None:
+        return parallel, None
+    state = fs.DDPState(parallel, spec, seed=3)
+    parallel.register_comm_hook(state, fs.ddp_hook)
+    return parallel, state
+
+
+def train(parallel: nn.Module, rank: int, steps: range, lr: float = 0.1) -> list[float]:
+    optimizer, losses = torch.optim.SGD(parallel.parameters(), lr=lr), []
+    for step in steps:
+        images, labels = batch(rank, step)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(parallel(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def flat(module: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
+
+
+def check_same_everywhere(tensor: Tensor) -> None:
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor)
+    assert all(torch.equal(gathered[0], other) for other in gathered), "ranks differ"
+
+
+def none_is_the_plain_mean(rank: int, size: int) -> None:
+    plain, ours = wrapped(None)[0], wrapped("none")[0]
+    train(plain, rank, range(6))
+    train(ours, rank, range(6))
+    torch.testing.assert_close(flat(ours), flat(plain), rtol=1e-5, atol=1e-6)
+
+
+def compressed_training_converges(rank: int, size: int) -> None:
+    for spec in ("topk:0.05", "topk:0.1+quantize:4", "quantize:8"):
+        parallel, state = wrapped(spec)
+        losses = train(parallel, rank, range(150))
+        check_same_everywhere(flat(parallel))
+        assert sum(losses[-10:]) < 0.6 * sum(losses[:10]), (spec, losses[:3], losses[-3:])
+        assert state is not None
+        dense = 4 * flat(parallel).numel() * 150
+        assert state.bytes_sent < dense / 3, (spec, state.bytes_sent, dense)
+
+
+def nothing_is_lost(rank: int, size: int) -> None:
+    """What was sent plus the residual is the sum of all gradients, although buckets are laid out anew."""
+    parallel, state = wrapped("topk:0.02")
+    assert state is not None
+    names = [name for name, _ in parallel.module.named_parameters()]
+    summed = dict.fromkeys(names, torch.zeros(()))
+    sent = dict.fromkeys(names, torch.zeros(()))
+    layouts = set()
+    original = state.compress
+
+    def recorded(gradients: dict[str, Tensor], seed: int) -> fs.Payload:
+        layouts.add(tuple(gradients))
+        for name, gradient in gradients.items():
+            summed[name] = summed[name] + gradient.double()
+        payload = original(gradients, seed)
+        for name, part in payload.decompress().items():
+            sent[name] = sent[name] + part.double()
+        return payload
+
+    state.compress = recorded
+    train(parallel, rank, range(5), lr=0.01)
+    assert len(layouts) > len(state._states), "DDP did not lay its buckets out anew: the test shows nothing"
+    residuals = state.state_dict()
+    for name in names:
+        torch.testing.assert_close(sent[name] + residuals["residual/" + name], summed[name], rtol=1e-4, atol=1e-5)
+
+
+def a_restart_loses_nothing(rank: int, size: int) -> None:
+    parallel, state = wrapped("topk:0.05+quantize:4")
+    train(parallel, rank, range(4))
+    weights = {name: tensor.clone() for name, tensor in parallel.module.state_dict().items()}
+    assert state is not None
+    saved = state.state_dict()
+    again, fresh = wrapped("topk:0.05+quantize:4")
+    again.module.load_state_dict(weights)
+    assert fresh is not None
+    fresh.load_state_dict(saved)
+    assert all(torch.equal(fresh.state_dict()[key], tensor) for key, tensor in saved.items())
+    train(again, rank, range(4, 5))  # the buckets of a first step again
+    train(parallel, rank, range(4, 5))
+    residual, other = state.state_dict(), fresh.state_dict()
+    assert residual.keys() == other.keys()
+    assert int(other["step"]) == int(residual["step"]) == 5
+
+
+def nan_on_one_rank_stops_nobody(rank: int, size: int) -> None:
+    parallel, state = wrapped("topk:0.05")
+    train(parallel, rank, range(3))
+    assert state is not None
+    before = state.state_dict()
+    images, labels = batch(rank, 3)
+    loss = nn.functional.cross_entropy(parallel(images), labels)
+    (loss * (float("nan") if rank == 0 else 1.0)).backward()
+    assert all(parameter.grad.isnan().all() for parameter in parallel.parameters())
+    parallel.zero_grad()
+    after = state.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    train(parallel, rank, range(4, 6))
+    check_same_everywhere(flat(parallel))
+    assert flat(parallel).isfinite().all()
+
+
+SCENARIOS = {
+    function.__name__: function
+    for function in (
+        none_is_the_plain_mean,
+        compressed_training_converges,
+        nothing_is_lost,
+        a_restart_loses_nothing,
+        nan_on_one_rank_stops_nobody,
+    )
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    scenario, rank, size, store = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    SCENARIOS[scenario](rank, size)
+    dist.barrier()
+    dist.destroy_process_group()
+    print("fine")

@@ -1,0 +1,58 @@
+"""The DDP hook, on real gloo processes; ddp_worker.py is what each of them runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import fedsynsam as fs
+
+WORKER = Path(__file__).with_name("ddp_worker.py")
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "size"),
+    [
+        ("none_is_the_plain_mean", 3),
+        ("compressed_training_converges", 2),
+        ("nothing_is_lost", 2),
+        ("a_restart_loses_nothing", 2),
+        ("nan_on_one_rank_stops_nobody", 4),
+    ],
+)
+def test_ranks(scenario: str, size: int, tmp_path: Path) -> None:
+    command = [sys.executable, str(WORKER), scenario]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(size), str(tmp_path / "store")],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0] * size, "\n".join(outputs)
+    assert all("fine" in output for output in outputs)
+
+
+def test_state_belongs_to_its_model() -> None:
+    state = fs.DDPState(nn.Linear(3, 2), "topk:0.5")
+    with pytest.raises(fs.ArgumentError, match="another model"):
+        state.name_of(torch.zeros(2))
+    with pytest.raises(fs.StateError, match="lacks 'step'"):
+        state.load_state_dict({})
+    with pytest.raises(fs.StateError, match="'residual/other'"):
+        state.load_state_dict({"residual/other": torch.zeros(2), "step": torch.tensor(0)})
+    with pytest.raises(fs.StateError, match=r"'residual/weight' \[2\]"):
+        state.load_state_dict({"residual/weight": torch.zeros(2), "step": torch.tensor(0)})

@@ -1,6 +1,6 @@
 """Compression for federated learning: real bytes on a real wire, fused kernels, and FedSynSAM."""
 
-from .compress import Chain, ChunkTopK, Compressor, Identity, Quantize, State, TopK, compressor
+from .compress import Chain, ChunkTopK, Compressor, Identity, Quantize, State, TopK, Uplink, compressor
 from .errors import (
     ArgumentError,
     BackendError,
@@ -43,6 +43,7 @@ __all__ = [
     "State",
     "StateError",
     "TopK",
+    "Uplink",
     "__version__",
     "aggregate",
     "compressor",

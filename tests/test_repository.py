@@ -37,7 +37,7 @@ FORBIDDEN = re.compile(
 def text_files() -> Iterator[Path]:
     """Yield the project's own text files, not what a build or a run left behind."""
     for path in [*ROOT.glob("*"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))]:
-        skipped = {"__pycache__", "work"} & set(path.relative_to(ROOT).parts)
+        skipped = {"__pycache__", "work", "corpus"} & set(path.relative_to(ROOT).parts)
         if path.is_file() and path.suffix in SUFFIXES and not skipped and not path.name.startswith(".git"):
             yield path
 

@@ -1,4 +1,4 @@
-"""The command line: `fedsynsam run | compare | report | sharpness | info | inspect`.
+"""The command line: `fedsynsam run | compare | report | sharpness | advise | info | inspect`.
 
 Bad input gives one line on standard error and exit code 2; a comparison with a failed cell gives 1; an interrupted
 run gives 130.
@@ -17,6 +17,7 @@ COMMANDS = {
     "compare": "algorithms x compressors x seeds, with a table, figures and a page",
     "report": "the figures and the page again, from finished runs or a comparison",
     "sharpness": "eigenvalues and slices of the loss at the weights of a run",
+    "advise": "from which bandwidth downwards compression pays, measured here",
     "info": "versions, devices, and which backends are built and usable",
     "inspect": "what a payload file holds, section by section",
 }

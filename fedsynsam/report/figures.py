@@ -116,6 +116,19 @@ def save_slices(places: np.ndarray, line: np.ndarray, plane: np.ndarray, path: P
         return _save(figure, path)
 
 
+def save_advice(curves: dict[str, tuple[float, float]], path: Path, title: str) -> Path:
+    """Draw seconds of a round against bandwidth for each spec, given its fixed seconds and the bits it sends."""
+    rates = np.logspace(5, 11, 200)
+    with matplotlib.rc_context(STYLE):
+        figure, (axis,) = _figure(1, width=7.0, height=4.4)
+        for color, (spec, (fixed, bits)) in zip(COLORS, curves.items(), strict=False):
+            axis.plot(rates, fixed + bits / rates, color=color, label=spec)
+        axis.set(xscale="log", yscale="log", xlabel="uplink of a client, bit/s", ylabel="seconds from update to mean")
+        axis.set_title(title)
+        axis.legend()
+        return _save(figure, path)
+
+
 def save_comparison_figures(comparison: Comparison, out: Path) -> list[Path]:
     """Accuracy curves, accuracy against uplink bytes, and bars of the final accuracy."""
     with matplotlib.rc_context(STYLE):

@@ -1,0 +1,182 @@
+"""`fedsynsam advise`: from which bandwidth downwards compression pays, measured on this machine."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import Payload, aggregate, compressor
+from ..errors import ConfigError
+from ..fl.runfolder import write_atomically
+from ..report.figures import save_advice
+from ..report.text import bytes_text
+from .arguments import parse
+
+SPECS = "quantize:8,quantize:4,topk:0.1,topk:0.01,topk:0.01+quantize:4"
+DENSE = "dense float32"
+UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+
+
+@dataclass(frozen=True)
+class AdviseCommand:
+    """Whether compressing uplinks pays: measures compressing, decoding and aggregating here, and compares them with the
+    transfer time that is saved. Sender and receiver are taken to be machines like this one."""
+
+    model_size: str = "25.6M"
+    """Values of an update: 100k, 25.6M, 1G."""
+    bandwidth: str = "100M"
+    """Bits a second of a client's uplink: 10M, 1G."""
+    clients: int = 10
+    """Clients whose payloads the server decodes and aggregates in a round, one after the other."""
+    specs: str = SPECS
+    """Comma list of compressor specs."""
+    repeats: int = 3
+    """Measurements of each; the fastest counts."""
+    out: Path | None = None
+    """Folder for advice.csv and advice.png."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one spec costs: bytes of a payload, seconds of the client, and seconds of the server for each payload."""
+
+    spec: str
+    wire_bytes: int
+    client: float
+    server: float
+
+    def seconds(self, bandwidth: float, clients: int) -> float:
+        """Time from an update to the mean: compress and encode, transfer (all clients at once), decode, aggregate."""
+        return self.client + 8 * self.wire_bytes / bandwidth + clients * self.server
+
+    def pays_below(self, dense: Cost, clients: int) -> float:
+        """The bandwidth in bits a second below which this is faster than `dense`; 0: never, infinity: always."""
+        extra = (self.client + clients * self.server) - (dense.client + clients * dense.server)
+        saved = 8 * (dense.wire_bytes - self.wire_bytes)
+        if saved <= 0:
+            return 0.0
+        return saved / extra if extra > 0 else float("inf")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `fedsynsam advise`; return the exit code."""
+    command = parse(AdviseCommand(), argv, "fedsynsam advise")
+    n, bandwidth = int(_number("model-size", command.model_size)), _number("bandwidth", command.bandwidth)
+    for name, value in (("clients", command.clients), ("repeats", command.repeats)):
+        if value < 1:
+            raise ConfigError(f"{name}: is {value}; expected 1 or more")
+    specs = [str(compressor(spec)) for spec in re.split(r",(?![^\[]*\])", command.specs)]
+    dense = measure_dense(n, command.repeats)
+    costs = [dense, *(measure(spec, n, command.repeats) for spec in dict.fromkeys(specs))]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_table(costs, command.clients, bandwidth))
+    best = min(costs, key=lambda cost: cost.seconds(bandwidth, command.clients))
+    gain = dense.seconds(bandwidth, command.clients) / best.seconds(bandwidth, command.clients)
+    where = f"{_bits(bandwidth)} and {command.clients} clients"
+    console.print(f"fastest at {where}: {best.spec}, {gain:.1f} x faster than dense", markup=False)
+    if command.out is not None:
+        command.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(command.out / "advice.csv", _csv(costs, n, command.clients).encode())
+        curves = {cost.spec: (cost.client + command.clients * cost.server, 8.0 * cost.wire_bytes) for cost in costs}
+        print(command.out / "advice.csv")
+        print(save_advice(curves, command.out / "advice.png", f"{n:,} values, {command.clients} clients"))
+    return 0
+
+
+def measure(spec: str, n: int, repeats: int) -> Cost:
+    """Time compress + encode, and decode + aggregate of one payload among several, for an update of n values."""
+    kind = compressor(spec)
+    update = {"w": torch.randn(n, generator=torch.Generator().manual_seed(0))}
+    _, state = kind.compress(update, kind.init(update), seed=0)
+    blob = b""
+
+    def client() -> None:
+        nonlocal blob
+        blob = kind.compress(update, state, seed=1)[0].encode()
+
+    def server() -> None:
+        aggregate([Payload.decode(blob, like=update)] * 4)
+
+    client_time = _fastest(client, repeats)
+    return Cost(spec, len(blob), client_time, _fastest(server, repeats) / 4)
+
+
+def measure_dense(n: int, repeats: int) -> Cost:
+    """The same for a dense update without this library: its bytes as they are, and a running sum on the server."""
+    update, total = torch.randn(n, generator=torch.Generator().manual_seed(0)), torch.zeros(n)
+    blob = b""
+
+    def client() -> None:
+        nonlocal blob
+        blob = update.numpy().tobytes()
+
+    def server() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the bytes are not writable; they are only read
+            total.add_(torch.frombuffer(blob, dtype=torch.float32), alpha=0.1)
+
+    client_time = _fastest(client, repeats)
+    return Cost(DENSE, len(blob), client_time, _fastest(server, repeats))
+
+
+def _table(costs: Sequence[Cost], clients: int, bandwidth: float) -> Table:
+    names = ("spec", "payload", "client", "server", "transfer", "round", "pays below")
+    table = Table(*names, box=None, padding=(0, 2, 0, 0))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for cost in costs:
+        times = (cost.client, clients * cost.server, 8 * cost.wire_bytes / bandwidth, cost.seconds(bandwidth, clients))
+        limit = "" if cost is costs[0] else _bits(cost.pays_below(costs[0], clients))
+        table.add_row(Text(cost.spec), bytes_text(cost.wire_bytes), *map(_seconds, times), limit)
+    return table
+
+
+def _fastest(function: Callable[[], None], repeats: int) -> float:
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _number(name: str, text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", text)
+    if found is None or float(found[1]) == 0:
+        raise ConfigError(f"{name}: is {text!r}; expected a number such as 100k, 25.6M or 1G")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def _bits(rate: float) -> str:
+    if rate == float("inf"):
+        return "always"
+    if rate == 0:
+        return "never"
+    unit = max((unit for unit, size in UNITS.items() if size <= rate), key=UNITS.__getitem__, default="")
+    return f"{rate / UNITS[unit]:.3g} {unit}bit/s"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def _csv(costs: Sequence[Cost], n: int, clients: int) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["spec", "n", "clients", "wire_bytes", "client_seconds", "server_seconds_each", "pays_below_bps"])
+    for cost in costs:
+        limit = "" if cost is costs[0] else f"{cost.pays_below(costs[0], clients):.6g}"
+        writer.writerow([cost.spec, n, clients, cost.wire_bytes, f"{cost.client:.6f}", f"{cost.server:.6f}", limit])
+    return text.getvalue()

@@ -1,0 +1,53 @@
+"""`fedsynsam advise`: its arithmetic, its table and its files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from fedsynsam.cli import main
+from fedsynsam.cli.advise import Cost
+
+
+def test_break_even_is_where_both_take_as_long() -> None:
+    dense, sparse = Cost("dense", 4_000_000, 0.01, 0.001), Cost("topk:0.01", 50_000, 0.05, 0.002)
+    limit = sparse.pays_below(dense, clients=10)
+    assert sparse.seconds(limit, 10) == pytest.approx(dense.seconds(limit, 10))
+    assert sparse.seconds(limit / 2, 10) < dense.seconds(limit / 2, 10)
+    assert sparse.seconds(limit * 2, 10) > dense.seconds(limit * 2, 10)
+
+
+def test_break_even_at_the_ends() -> None:
+    dense = Cost("dense", 4000, 0.01, 0.001)
+    assert Cost("faster and smaller", 400, 0.001, 0.001).pays_below(dense, 5) == float("inf")
+    assert Cost("larger", 4001, 0.001, 0.001).pays_below(dense, 5) == 0.0
+
+
+def test_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--model-size", "20k", "--repeats", "1", "--specs", "topk:0.1,quantize:4[bucket=64,norm=l2]"]
+    assert main(["advise", *few, "--bandwidth", "1M", "--clients", "3", "--out", str(tmp_path / "advice")]) == 0
+    printed = capsys.readouterr().out
+    assert "fastest at 1 Mbit/s and 3 clients" in printed
+    assert "quantize:4[" in printed
+    with (tmp_path / "advice" / "advice.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["spec"] for row in rows] == ["dense float32", "topk:0.1", "quantize:4[bucket=64,norm=l2]"]
+    assert int(rows[0]["wire_bytes"]) == 80_000 > 5 * int(rows[1]["wire_bytes"])
+    assert all(float(row["client_seconds"]) > 0 for row in rows)
+    assert (tmp_path / "advice" / "advice.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bandwidth", "fast"], "bandwidth: is 'fast'; expected a number such as 100k, 25.6M or 1G"),
+        (["--model-size", "0"], "model-size: is '0'"),
+        (["--clients", "0"], "clients: is 0; expected 1 or more"),
+        (["--specs", "topk:2"], "topk"),
+    ],
+)
+def test_bad_input(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", *options]) == 2
+    assert words in capsys.readouterr().err

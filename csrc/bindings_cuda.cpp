@@ -7,6 +7,25 @@ namespace py = pybind11;
 namespace fedsynsam::bindings {
 namespace {
 
+void bind_index_coding(py::module_& m) {
+  m.def("decode_indices_cuda_counts", &fedsynsam::decode_indices_cuda_counts);
+  m.def(
+      "encode_indices_cuda",
+      [](uintptr_t indices, int64_t rows, int64_t k, int64_t n, uintptr_t words, uintptr_t stream) {
+        return fedsynsam::encode_indices_cuda(pointer<int32_t>(indices), rows, k, n, pointer<uint32_t>(words),
+                                              pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "decode_indices_cuda",
+      [](uintptr_t words, int64_t rows, int64_t n, int64_t k, uintptr_t counts, uintptr_t indices, uintptr_t valid,
+         uintptr_t stream) {
+        return fedsynsam::decode_indices_cuda(pointer<uint32_t>(words), rows, n, k, pointer<uint32_t>(counts),
+                                              pointer<int32_t>(indices), pointer<bool>(valid), pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
 void bind_sam(py::module_& m) {
   m.def("sam_cuda_partials", &fedsynsam::sam_cuda_partials);
   m.def(
@@ -43,6 +62,7 @@ void bind_sam(py::module_& m) {
 
 void bind_cuda(py::module_& m) {
   m.def("cuda_error", &cuda_error);
+  bind_index_coding(m);
   bind_sam(m);
 }
 

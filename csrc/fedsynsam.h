@@ -42,6 +42,14 @@ void encode_indices_cpu(const int32_t* indices, int64_t rows, int64_t k, int64_t
 void decode_indices_cpu(const uint32_t* words, int64_t rows, int64_t n, int64_t k, int32_t* indices, bool* valid,
                         int threads);
 
+#ifdef FEDSYNSAM_CUDA
+int encode_indices_cuda(const int32_t* indices, int64_t rows, int64_t k, int64_t n, uint32_t* words, void* stream);
+// `counts` is scratch of rows * decode_indices_cuda_counts(n, k) words.
+int64_t decode_indices_cuda_counts(int64_t n, int64_t k);
+int decode_indices_cuda(const uint32_t* words, int64_t rows, int64_t n, int64_t k, uint32_t* counts, int32_t* indices,
+                        bool* valid, void* stream);
+#endif
+
 // --- quantize, aggregate ---
 
 enum class Norm : int { max = 0, l2 = 1 };

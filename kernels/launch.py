@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..errors import BackendError
+
+MAX_GRID = 2**31 - 1  # programs of one launch
+MAX_CHUNK = 8192  # elements of a chunk that one program of chunk_topk holds
+
+
+def grid(op: str, programs: int) -> tuple[int]:
+    """Return the grid of a launch; raise BackendError if the device cannot count so many programs."""
+    if programs > MAX_GRID:
+        raise BackendError(f"backend 'triton' would need {programs} programs for {op}; split the batch of rows")
+    return (programs,)
+
 
 class SamLaunch(NamedTuple):
     """How the sam kernels cut a row: `chunks` programs of `block` elements, `num_warps` warps each.
@@ -28,6 +40,61 @@ def sam(n: int) -> SamLaunch:
     chunks = -(-n // block)
     inline_partials = _power_of_two(chunks) if chunks <= 1024 else 1
     return SamLaunch(block, max(1, block // 512), chunks, inline_partials)
+
+
+class EncodeLaunch(NamedTuple):
+    """A program of encode_indices takes `ranks` ranks (a multiple of 32), and words of the low vector by `words`."""
+
+    ranks: int
+    words: int
+    num_warps: int
+
+
+ENCODE = EncodeLaunch(2048, 256, 4)
+
+
+class DecodeLaunch(NamedTuple):
+    """How decode_indices shares a row's high vector: `blocks` programs of `tiles` tiles of `tile` words each.
+
+    `max_blocks` bounds `blocks`, so that each program can add the counts of those before it; `fill` indices of an
+    illegal row are one program's.
+    """
+
+    tile: int
+    tiles: int
+    blocks: int
+    max_blocks: int
+    fill: int
+    num_warps: int
+
+
+def decode(high_words: int) -> DecodeLaunch:
+    """Return the launch of decode_indices for rows whose high vector has `high_words` words (at least 1)."""
+    tile, max_blocks = 64, 1024
+    all_tiles = -(-high_words // tile)
+    tiles = -(-all_tiles // max_blocks)
+    return DecodeLaunch(tile, tiles, -(-all_tiles // tiles), max_blocks, 8192, 16)
+
+
+class ChunkLaunch(NamedTuple):
+    """A program of chunk_topk holds `block` elements; a flagged row is rewritten by tiles of `repair_block`."""
+
+    block: int
+    num_warps: int
+    max_registers: int | None
+    repair_block: int
+    repair_tiles: int
+
+
+def chunk_topk(chunk: int) -> ChunkLaunch:
+    """Return the launch of chunk_topk for chunks of at most `chunk` elements.
+
+    8 elements a thread fit into 64 registers, which let a multiprocessor hold 1024 threads; the compiler, left alone,
+    takes more, except for the largest block, which leaves it no choice.
+    """
+    block = max(32, _power_of_two(chunk))
+    num_warps = max(1, block // 256)
+    return ChunkLaunch(block, num_warps, 64 if num_warps < 32 else None, 1024, 32)
 
 
 def _power_of_two(n: int) -> int:

@@ -27,6 +27,9 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 # The GPU backends that have each operation, the faster one first; the others refuse with a reason instead of running
 # elsewhere.
 GPU_BACKENDS: dict[str, tuple[str, ...]] = {
+    "chunk_topk": ("triton",),
+    "encode_indices": ("cuda", "triton"),
+    "decode_indices": ("cuda", "triton"),
     "sam_norm": ("cuda", "triton"),
     "sam_perturb": ("cuda", "triton"),
     "sam_step": ("cuda", "triton"),

@@ -7,6 +7,7 @@ kernels/reference/index_coding.py is the definition of the words; all backends g
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from ..errors import ArgumentError
 from ..kernels.reference import index_coding as reference
 from . import backend
 from .arguments import check_apart, check_rows
-from .extension import loaded
+from .extension import launch, loaded
 from .library import register
 from .topk_arguments import MAX_ELEMENTS, check_count, check_output, check_outputs
 
@@ -82,21 +83,42 @@ def index_words(n: int, k: int) -> int:
 
 def _encode_into(indices: Tensor, n: int, out: Tensor) -> None:
     check_apart({"out": out}, {"indices": [indices]})
-    if backend.choose("encode_indices", indices.device) == "cpu":
-        loaded().encode_indices_cpu(indices.data_ptr(), *indices.shape, n, out.data_ptr(), torch.get_num_threads())
+    chosen = backend.choose("encode_indices", indices.device)
+    arguments = indices.data_ptr(), *indices.shape, n, out.data_ptr()
+    if chosen == "cpu":
+        loaded().encode_indices_cpu(*arguments, torch.get_num_threads())
+    elif chosen == "cuda":
+        launch("encode_indices", indices, *arguments)
+    elif chosen == "triton":
+        with torch.cuda.device_of(indices):
+            _triton().encode_into(indices, n, out)
     else:
         out.copy_(reference.encode_indices(indices, n))
 
 
 def _decode_into(words: Tensor, n: int, indices: Tensor, valid: Tensor) -> None:
     check_apart({"out.indices": indices, "out.valid": valid}, {"words": [words]})
-    if backend.choose("decode_indices", words.device) == "cpu":
-        rows, k = indices.shape
-        addresses = indices.data_ptr(), valid.data_ptr()
-        loaded().decode_indices_cpu(words.data_ptr(), rows, n, k, *addresses, torch.get_num_threads())
+    chosen = backend.choose("decode_indices", words.device)
+    rows, k = indices.shape
+    source, outputs = (words.data_ptr(), rows, n, k), (indices.data_ptr(), valid.data_ptr())
+    if chosen == "cpu":
+        loaded().decode_indices_cpu(*source, *outputs, torch.get_num_threads())
+    elif chosen == "cuda":
+        # Held until the launch; afterwards PyTorch's allocator keeps it until the stream is past it.
+        counts = torch.empty(rows * loaded().decode_indices_cuda_counts(n, k), dtype=torch.int32, device=words.device)
+        launch("decode_indices", words, *source, counts.data_ptr(), *outputs)
+    elif chosen == "triton":
+        with torch.cuda.device_of(words):
+            _triton().decode_into(words, n, indices, valid)
     else:
-        for result, output in zip(reference.decode_indices(words, n, indices.shape[1]), (indices, valid), strict=True):
+        for result, output in zip(reference.decode_indices(words, n, k), (indices, valid), strict=True):
             output.copy_(result)
+
+
+def _triton() -> ModuleType:
+    from ..kernels.triton import index_coding  # only here: the package works without Triton
+
+    return index_coding
 
 
 # ---- operators ----

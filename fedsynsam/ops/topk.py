@@ -113,8 +113,14 @@ def _topk_into(update: Tensor, residual: Tensor | None, k: int, *outputs: Tensor
 def _chunk_topk_into(update: Tensor, residual: Tensor | None, density: float, chunk: int, *outputs: Tensor) -> None:
     _check_apart(update, residual, outputs)
     kept = chunk, count_kept(chunk, density), count_kept(update.shape[1] % chunk, density)
-    if backend.choose("chunk_topk", update.device) == "cpu":
+    chosen = backend.choose("chunk_topk", update.device)
+    if chosen == "cpu":
         loaded().chunk_topk_cpu(*_pointers(update, residual), *kept, *_addresses(outputs), torch.get_num_threads())
+    elif chosen == "triton":
+        from ..kernels.triton import topk as kernels  # only here: the package works without Triton
+
+        with torch.cuda.device_of(update):
+            kernels.chunk_topk_into(update, residual, *kept, *outputs)
     else:
         _copy(reference.chunk_topk(update, residual, *kept), outputs)
 

@@ -6,10 +6,20 @@ from typing import Any, NamedTuple
 
 
 class Case(NamedTuple):
-    """One specialization of a Triton kernel: argument types, constants and warps."""
+    """One specialization of a Triton kernel: argument types, constants, warps, and perhaps a limit of registers."""
 
     name: str
     kernel: Any
     signature: dict[str, str]
     constants: dict[str, Any]
     num_warps: int
+    max_registers: int | None = None
+
+    def of_ones(self) -> Case:
+        """The same with every integer argument 1, which Triton compiles as a constant."""
+        integers = [name for name, kind in self.signature.items() if kind.startswith("i")]
+        return self._replace(
+            name=f"{self.name} of ones",
+            signature={name: kind for name, kind in self.signature.items() if name not in integers},
+            constants={**self.constants, **dict.fromkeys(integers, 1)},
+        )

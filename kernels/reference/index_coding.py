@@ -21,10 +21,11 @@ def low_bits(n: int, k: int) -> int:
 
 def index_words(n: int, k: int) -> int:
     """Return the number of 32-bit words of k indices below n."""
-    return sum(_vector_words(n, k))
+    return sum(vector_words(n, k))
 
 
-def _vector_words(n: int, k: int) -> tuple[int, int]:
+def vector_words(n: int, k: int) -> tuple[int, int]:
+    """Return the numbers of 32-bit words of the low and of the high vector."""
     if k == 0:
         return 0, 0
     low = low_bits(n, k)
@@ -37,7 +38,7 @@ def encode_indices(indices: Tensor, n: int) -> Tensor:
     Indices are taken as unsigned; a one that would lie behind the end of the stream is left out.
     """
     rows, k = indices.shape
-    low, (low_words, high_words) = low_bits(n, k), _vector_words(n, k)
+    low, (low_words, high_words) = low_bits(n, k), vector_words(n, k)
     index, device, length = indices.to(torch.int64) & 0xFFFFFFFF, indices.device, low_words + high_words
     bits = torch.zeros(rows, length * 32 + 1, dtype=torch.int64, device=device)
     bits[:, : k * low] = (index.unsqueeze(2) >> torch.arange(low, device=device) & 1).reshape(rows, k * low)
@@ -58,7 +59,7 @@ def decode_indices(words: Tensor, n: int, k: int) -> tuple[Tensor, Tensor]:
     first = torch.arange(k, device=device).expand(rows, k)
     if k == 0:
         return first.to(torch.int32), torch.ones(rows, dtype=torch.bool, device=device)
-    low, (low_words, _) = low_bits(n, k), _vector_words(n, k)
+    low, (low_words, _) = low_bits(n, k), vector_words(n, k)
     bits = (words.to(torch.int64).unsqueeze(2) >> torch.arange(32, device=device) & 1).flatten(1)
     low_vector, high_vector = bits[:, : low_words * 32], bits[:, low_words * 32 :]
 

@@ -33,7 +33,7 @@ def test_interpreted_kernels_equal_the_reference():
 def test_kernels_compile_without_spills_or_fused_operations(tmp_path):
     result = run("-m", "fedsynsam.kernels.aot", "--arch", "90", "--cuda-sources", str(tmp_path), interpret=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    for operation in ("sam",):
+    for operation in ("index_coding", "sam", "topk"):
         assert f"{operation} " in result.stdout
     assert " 0 refused" in result.stdout
 
@@ -72,3 +72,18 @@ def test_launch_covers_every_row(n):
     assert size.num_warps * 32 <= size.block
     few = size.chunks <= 1024
     assert size.inline_partials >= size.chunks if few else size.inline_partials == 1
+
+
+@pytest.mark.parametrize("words", [1, 63, 64, 65, 64 * 1024, 64 * 1024 + 1, 94_000, 2**27])
+def test_decoding_launch_covers_every_word(words):
+    size = launch.decode(words)
+    assert (size.blocks - 1) * size.tiles * size.tile < words <= size.blocks * size.tiles * size.tile
+    assert size.blocks <= size.max_blocks
+
+
+@pytest.mark.parametrize("chunk", [1, 32, 33, 200, 4096, 4097, launch.MAX_CHUNK])
+def test_chunk_launch_holds_the_chunk(chunk):
+    size = launch.chunk_topk(chunk)
+    assert size.block >= chunk
+    assert size.block & (size.block - 1) == 0
+    assert size.num_warps <= 32

@@ -52,7 +52,7 @@ def compile_case(case: Case, architecture: int) -> Usage:
     compiled = triton.compile(
         ASTSource(case.kernel, signature, case.constants, attributes),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": case.num_warps, "maxnreg": case.max_registers, "enable_fp_fusion": False},
+        options={"num_warps": case.num_warps, "enable_fp_fusion": False},
     )
     registers, stack, shared = resources(compiled.asm["cubin"])
     fused = "fma.rn.f32" in compiled.asm["ptx"]

@@ -81,7 +81,6 @@ class ChunkLaunch(NamedTuple):
 
     block: int
     num_warps: int
-    max_registers: int | None
     repair_block: int
     repair_tiles: int
 
@@ -89,12 +88,10 @@ class ChunkLaunch(NamedTuple):
 def chunk_topk(chunk: int) -> ChunkLaunch:
     """Return the launch of chunk_topk for chunks of at most `chunk` elements.
 
-    8 elements a thread fit into 64 registers, which let a multiprocessor hold 1024 threads; the compiler, left alone,
-    takes more, except for the largest block, which leaves it no choice.
+    8 elements a thread take 64 registers (80 at worst), so that a multiprocessor mostly holds 1024 threads.
     """
     block = max(32, _power_of_two(chunk))
-    num_warps = max(1, block // 256)
-    return ChunkLaunch(block, num_warps, 64 if num_warps < 32 else None, 1024, 32)
+    return ChunkLaunch(block, max(1, block // 256), 1024, 32)
 
 
 def _power_of_two(n: int) -> int:

@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 
 class Case(NamedTuple):
-    """One specialization of a Triton kernel: argument types, constants, warps, and perhaps a limit of registers."""
+    """One specialization of a Triton kernel: argument types, constants and warps."""
 
     name: str
     kernel: Any
     signature: dict[str, str]
     constants: dict[str, Any]
     num_warps: int
-    max_registers: int | None = None
 
     def of_ones(self) -> Case:
         """The same with every integer argument 1, which Triton compiles as a constant."""

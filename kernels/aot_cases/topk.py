@@ -25,11 +25,11 @@ def cases() -> list[Case]:
         signature |= {"nonfinite": "*u8", **sizes, "k_tail": "i32"}
         flags = {"RESIDUAL": residual, "BLOCK": size.block}
         name = f"topk select_chunk {dtype} {size.block}{' residual' if residual else ''}"
-        found.append(Case(name, topk.select_chunk, signature, flags, size.num_warps, size.max_registers))
+        found.append(Case(name, topk.select_chunk, signature, flags, size.num_warps))
     for residual in (False, True):
         signature = {"residual": "*i32", **outputs, "new_residual": "*i32", "nonfinite": "*u8", "n": "i32", "k": "i32"}
         signature |= {"blocks": "i32", "tiles": "i32"}
         flags = {"RESIDUAL": residual, "BLOCK": launch.chunk_topk(1).repair_block}
         name = f"topk rewrite_flagged{' residual' if residual else ''}"
         found.append(Case(name, topk.rewrite_flagged, signature, flags, 4))
-    return [*found, found[0].of_ones(), found[-1].of_ones()]
+    return [*found, *(case.of_ones() for case in found if " 4096" not in case.name and " 8192" not in case.name)]

@@ -130,7 +130,7 @@ def chunk_topk_into(
     select_chunk[launch.grid("chunk_topk", rows * chunks)](
         update, update if residual is None else residual, indices, values, new_residual, flags, n, chunk, chunks,
         n // chunk, k, k_chunk, k_tail, RESIDUAL=residual is not None, BLOCK=size.block, num_warps=size.num_warps,
-        maxnreg=size.max_registers, enable_fp_fusion=False,
+        enable_fp_fusion=False,
     )  # fmt: skip
     new_bits = new_residual.view(int32)
     blocks = -(-n // (size.repair_block * size.repair_tiles))

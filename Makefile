@@ -11,7 +11,7 @@ CHECKERS := ruff mypy clang-format
 CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench clean
+.PHONY: help run test check format bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -36,6 +36,10 @@ format: $(VENV)/checkers ## rewrite the sources in the project's format
 
 bench: $(VENV)/installed ## the kernel benchmarks on the CPU at full size, into benchmarks/results/
 	$(BIN)/python -m benchmarks --device cpu $(ARGS)
+
+docs: $(VENV)/installed ## the documentation as a site, in build/site
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean: ## remove what the build left behind, and the environment
 	rm -rf $(VENV) build dist *.egg-info fedsynsam/_build.json

@@ -1,4 +1,4 @@
-"""The README keeps its word: its snippets run, its commands and links exist."""
+"""The README and the pages of docs/ keep their word: their snippets run, their commands and links exist."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from fedsynsam.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+SNIPPETS = {page: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES}
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet_runs(number: int) -> None:
-    exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), {})
+@pytest.mark.parametrize("page", [page for page in PAGES if SNIPPETS[page]], ids=lambda page: page.name)
+def test_snippets_run(page: Path) -> None:
+    """In order, the later ones of a page after the earlier ones."""
+    names: dict[str, object] = {}
+    for number, snippet in enumerate(SNIPPETS[page], start=1):
+        exec(compile(snippet, f"{page.name}, snippet {number}", "exec"), names)
 
 
 def test_there_are_snippets() -> None:
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS[ROOT / "README.md"]) == 2
+    assert sum(map(bool, SNIPPETS.values())) >= 4
 
 
 def test_commands_exist() -> None:

@@ -125,8 +125,9 @@ class TensorFolder:
 
 
 def _crc(tensors: Mapping[str, Tensor], text: str) -> str:
-    """CRC-32 of the tensors' bytes in the order of their names, and of `text`; always eight digits."""
+    """CRC-32 of `text` and of the tensors' names, types, shapes and bytes, by name; always eight digits."""
     value = zlib.crc32(text.encode())
-    for key in sorted(tensors):
-        value = zlib.crc32(tensors[key].reshape(-1).view(torch.uint8).numpy().data, value)
+    for key, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{key} {tensor.dtype} {list(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return f"{value:08x}"

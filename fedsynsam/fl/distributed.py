@@ -178,8 +178,12 @@ def ranks(device: torch.device) -> Iterator[Group]:
         raise RankError(f"the processes did not find each other ({str(error).splitlines()[0]})") from error
     try:
         yield RankGroup(device)
-    finally:
+    except RankError:
+        raise  # and leave the group as it is: taking leave of a rank that is gone can take forever
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def describe(error: Exception) -> list[str]:

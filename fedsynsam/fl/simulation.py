@@ -237,7 +237,8 @@ class Simulation:
             lambda: self._interrupts.signum,
         )
         server.finish_round(uploads)
-        self._residuals.keep(cohort, {up.client_id: up.state for up in uploads if up.client_id in own}, current)
+        states = {up.client_id: up.state for up in uploads}
+        self._residuals.keep(cohort, {client: states[client] for client in own}, current)
         accuracy = loss = sharpness = None
         if self._evaluates(current):
             accuracy, loss = evaluate(self._pool, state.weights, self._dataset, self._group)

@@ -111,6 +111,15 @@ def test_ranks_with_different_options_are_refused(tiny_config: RunConfig) -> Non
     assert str(results[0]) == "lr: rank 0 was given 0.1, rank 1 1.1"
 
 
+def test_commands_that_do_not_share_work_refuse_torchrun(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["compare"]) == 2
+    assert capsys.readouterr().err.endswith("only run can use them, not compare\n")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["compare"]) == 2
+    assert capsys.readouterr().err == "", "rank 0 speaks for all"
+
+
 def test_clients_stay_where_they_are_as_long_as_the_load_is_even() -> None:
     assert assign([1, 5, 8], {}, 2) == [0, 1, 0]
     assert assign([1, 5, 8], {1: 1, 5: 0, 8: 1}, 2) == [1, 0, 1]

@@ -62,7 +62,8 @@ class ResidualStore:
         elif self.place == "host" and self._device.type != "cpu":
             self._held[client] = residual.cpu().pin_memory()
         else:
-            self._held[client] = residual
+            whole = residual.untyped_storage().nbytes() == residual.nbytes
+            self._held[client] = residual if whole else residual.clone()  # a row would keep its matrix alive
 
     def check_saved(self) -> None:
         """Raise `CheckpointError` naming a file of the checkpoint that is missing or cut off.

@@ -76,6 +76,14 @@ def test_what_is_kept_follows_the_law(tmp_path: Path, place) -> None:
     assert not kept.changed
 
 
+def test_a_row_of_a_matrix_does_not_keep_the_matrix() -> None:
+    store = ResidualStore("host", torch.zeros(8), None)
+    matrix = torch.arange(80.0).view(10, 8)
+    store.put(0, 1, matrix[3], None)
+    assert torch.equal(store.get(0, 1), matrix[3])
+    assert store.get(0, 1).untyped_storage().nbytes() == 4 * 8
+
+
 def test_clients_that_never_took_part_take_nothing(tiny_config: RunConfig, tmp_path) -> None:
     config = tiny_config.replace(clients=48, participation=1 / 48, alpha=100.0, rounds=4, residual_store="disk")
     Simulation(config, tmp_path / "run").run()

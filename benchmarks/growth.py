@@ -130,8 +130,8 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.set_xlabel("clients in total")
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-    left.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8, ncols=2 if axes is left else 1, loc="upper left")
+    left.set_ylim(0, 1.4 * left.get_ylim()[1])
     facts = f"{rows[0]['device']} · torch {rows[0]['torch']} · {rows[0]['commit']} · {rows[0]['date']}"
     figure.suptitle(f"Growth of a run with its clients\n{facts}", fontsize=8, x=0.01, ha="left")
     figure.savefig(path, dpi=150)

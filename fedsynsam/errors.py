@@ -41,5 +41,9 @@ class DataError(ConfigError):
     """A data set is missing, damaged, or cannot be split as asked."""
 
 
+class RankError(FedSynSamError, RuntimeError):
+    """Another process of the same run is gone."""
+
+
 class CheckpointError(FedSynSamError, ValueError):
     """A checkpoint is damaged or belongs to another configuration."""

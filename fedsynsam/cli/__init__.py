@@ -1,16 +1,18 @@
 """The command line: `fedsynsam run | compare | report | sharpness | advise | info | inspect`.
 
-Bad input gives one line on standard error and exit code 2; a comparison with a failed cell gives 1; an interrupted
-run gives 130.
+Bad input gives one line on standard error and exit code 2; a comparison with a failed cell, and a run that lost one of
+its processes, give 1; an interrupted run gives 130, a terminated one 143.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from ..errors import FedSynSamError
+from ..errors import FedSynSamError, RankError
 
 COMMANDS = {
     "run": "one federated run; with no arguments FedSynSAM at topk:0.01 on the embedded Fashion-MNIST subset",
@@ -40,16 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         return fail(f"unknown command {name!r}; " + known_commands())
+    if name != "run" and os.environ.get("WORLD_SIZE", "1") != "1":
+        return fail(f"torchrun starts several processes; of the commands only run can use them, not {name}")
     try:
         return int(importlib.import_module(f".{name}", __package__).main(rest))
+    except RankError as error:
+        print(f"fedsynsam: error: {error}", file=sys.stderr)
+        return 1
     except (FedSynSamError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt as interrupt:
-        print(
-            f"\nfedsynsam: interrupted{': ' if interrupt.args else ''}{' '.join(map(str, interrupt.args))}",
-            file=sys.stderr,
-        )
-        return 130
+        if first_process():
+            print("\nfedsynsam: " + ": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
+        return 128 + getattr(interrupt, "signum", signal.SIGINT)
+
+
+def first_process() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def known_commands() -> str:
@@ -57,8 +67,9 @@ def known_commands() -> str:
 
 
 def fail(message: str) -> int:
-    """Print one line to standard error and return the exit code of bad input."""
-    print("fedsynsam: error: " + " ".join(message.split()), file=sys.stderr)
+    """Print one line to standard error (of several processes the first) and return the exit code of bad input."""
+    if first_process():
+        print("fedsynsam: error: " + " ".join(message.split()), file=sys.stderr)
     return 2
 
 

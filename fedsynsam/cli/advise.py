@@ -18,7 +18,7 @@ from rich.text import Text
 
 from .. import Payload, aggregate, compressor
 from ..errors import ConfigError
-from ..fl.runfolder import write_atomically
+from ..fl.tensorfile import write_atomically
 from ..report.figures import save_advice
 from ..report.text import bytes_text
 from .arguments import parse

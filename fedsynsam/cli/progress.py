@@ -34,6 +34,10 @@ class PlainProgress:
     def on_step(self, step: StepProgress) -> None:
         """Say nothing: the steps inside a round are for people who watch."""
 
+    def on_note(self, text: str) -> None:
+        """Print what there is to say before the first round."""
+        print(text, file=sys.stderr, flush=True)
+
 
 class BarProgress(PlainProgress):
     """A live bar for the rounds, and one for long work inside a round."""
@@ -74,7 +78,10 @@ class BarProgress(PlainProgress):
             self._stage, description=step.stage, completed=step.done, total=step.total, facts=facts, visible=True
         )
 
+    def on_note(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False)
 
-def progress_of(config: RunConfig) -> PlainProgress:
-    """A bar where a person watches (standard error is a terminal), plain lines elsewhere."""
-    return BarProgress(config) if sys.stderr.isatty() else PlainProgress(config)
+
+def progress_of(config: RunConfig, quiet: bool = False) -> PlainProgress:
+    """A bar where a person watches (standard error is a terminal and not `quiet`), plain lines elsewhere."""
+    return BarProgress(config) if sys.stderr.isatty() and not quiet else PlainProgress(config)

@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import ConfigError
+from ..errors import ConfigError, FedSynSamError, RankError
 from ..fl.config import RunConfig
+from ..fl.distributed import Group, local_rank, ranks
+from ..fl.interrupts import Interrupted
 from ..fl.metrics import RunResult
-from ..fl.simulation import Simulation
+from ..fl.simulation import Simulation, choose_device
 from ..report.figures import save_curves
 from ..report.text import bytes_text
 from .arguments import defaults_from, parse
@@ -40,16 +42,33 @@ def main(argv: Sequence[str]) -> int:
     command = parse(RunCommand(settings=defaults_from(argv)), argv, "fedsynsam run")
     if command.resume and command.out is None:
         raise ConfigError("resume: say which run to go on with by --out FOLDER")
-    out = command.out or new_folder(command.settings)
-    simulation = Simulation(command.settings, out, resume=command.resume)
-    try:
-        with progress_of(command.settings) as progress:
-            result = simulation.run(on_round=progress.on_round, on_step=progress.on_step)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with: fedsynsam run [the same options] --out {out} --resume") from None
-    save_curves(result.rounds, out / "curves.png", title=f"{result.config.algorithm}, {result.config.compressor}")
-    print_summary(result, out)
+    with ranks(choose_device(command.settings.device, local_rank())) as group:
+        try:
+            out = command.out or Path(group.on_first(lambda: str(new_folder(command.settings)).encode()).decode())
+            result = run(command, out, group)
+        except FedSynSamError as error:
+            if group.speaks_for(error):
+                raise
+            return 1 if isinstance(error, RankError) else 2
+        if group.rank == 0:
+            title = f"{result.config.algorithm}, {result.config.compressor}"
+            save_curves(result.rounds, out / "curves.png", title=title)
+            print_summary(result, out)
     return 0
+
+
+def run(command: RunCommand, out: Path, group: Group) -> RunResult:
+    """Run with progress; an interruption, and the loss of a process, say how to go on."""
+    simulation = Simulation(command.settings, out, resume=command.resume, group=group)
+    kept = command.settings.checkpoint_every > 0
+    advice = f"go on with the same command and --out {out} --resume" if kept else "there is no checkpoint to go on from"
+    try:
+        with progress_of(command.settings, quiet=group.rank > 0) as progress:
+            return simulation.run(on_round=progress.on_round, on_step=progress.on_step, on_note=progress.on_note)
+    except Interrupted as interrupt:
+        raise Interrupted(interrupt.signum, advice) from None
+    except RankError as error:
+        raise RankError(f"{error}; {advice}") from error
 
 
 def new_folder(config: RunConfig) -> Path:

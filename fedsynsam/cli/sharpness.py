@@ -15,11 +15,12 @@ from ..errors import ConfigError
 from ..fl.checkpoint import load_weights
 from ..fl.data import load_dataset
 from ..fl.models import build_model
-from ..fl.runfolder import load_config, write_atomically
+from ..fl.runfolder import load_config
 from ..fl.sharpness import Sharpness, hutchinson_trace
 from ..fl.slices import Slices
 from ..fl.streams import SHARPNESS as SHARPNESS_STREAM
 from ..fl.streams import WEIGHTS, number, stream
+from ..fl.tensorfile import write_atomically
 from ..report.figures import save_slices
 from .arguments import parse
 

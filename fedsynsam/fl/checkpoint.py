@@ -1,105 +1,124 @@
-"""The checkpoint of a run: everything in `ServerState`, in one safetensors file that is replaced atomically.
+"""The folder `checkpoint/` of a run: `state.safetensors`, and files of clients that it refers to.
 
-Tensors lie under `weights`, `previous`, `residual/CLIENT/…`, `last/N`, `evidence/ROUND/…` and `synthetic/…`; the
-numbers are JSON in the file's metadata. One file, so that a crash leaves either the old checkpoint or the new one.
+`state` holds everything in `ServerState` and a table of the clients; each residual, and for FedLESAM each set of
+weights that is some client's last, is a file of its own, written once, whose name ends in its round. A checkpoint adds
+the new files, makes them durable, then replaces `state`, then removes the files that only the older one referred to: a
+crash at any point leaves one whole checkpoint. What it costs depends on the clients trained since the last one, not on
+all.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from fedsynsam.compress import Compressor
-from fedsynsam.errors import CheckpointError, PayloadError, StateError
+from fedsynsam.errors import CheckpointError, PayloadError
+from fedsynsam.fl.distributed import Group
 from fedsynsam.fl.evidence import Evidence
-from fedsynsam.fl.runfolder import write_atomically
+from fedsynsam.fl.residuals import Residuals, residual_name
 from fedsynsam.fl.server import ServerState
 from fedsynsam.fl.synthesis import SyntheticSet
+from fedsynsam.fl.tensorfile import TensorFolder, pack, unpack, write_atomically
 from fedsynsam.wire import Payload
 
-FILE = "state.safetensors"
-VERSION = "1"
+STATE = "state"
 
 
-def save_checkpoint(folder: Path, state: ServerState) -> None:
-    """Write `state` to `folder`, over an older checkpoint."""
+class Checkpoint:
+    """Saves and loads the state of a run; every rank calls both, rank 0 alone (`folder` not None) has the files."""
+
+    def __init__(self, folder: TensorFolder | None, group: Group) -> None:
+        self._folder, self._group = folder, group
+        self._starts: set[int] = set()  # rounds whose weights have a file
+
+    def save(self, state: ServerState, residuals: Residuals) -> None:
+        """Write a checkpoint over the older one."""
+        names = residuals.write_changed(self._folder)
+        if self._folder is not None:
+            for round_number in state.starts.keys() - self._starts:
+                names.append(_start_name(round_number))
+                self._folder.write(names[-1], pack({"weights": state.starts[round_number]}))
+            self._folder.path.mkdir(parents=True, exist_ok=True)
+            self._folder.sync(names)
+            write_atomically(self._folder.path / f"{STATE}.safetensors", _state_blob(state, residuals.table))
+            for round_number in self._starts - state.starts.keys():
+                self._folder.remove(_start_name(round_number))
+            self._starts = set(state.starts)
+        residuals.checkpointed(self._folder)
+
+    def load(self, fresh: ServerState, residuals: Residuals) -> ServerState | None:
+        """The saved state, or None when there is none; `fresh`, a state of the same run, gives shapes and device.
+
+        Raises `CheckpointError` when a file is damaged or missing, or does not belong to this configuration.
+        """
+        device, source = fresh.weights.device, self._source(STATE)
+        exists = self._group.on_first(lambda: b"yes" if self._folder and self._folder.size(STATE) is not None else b"")
+        state, table = None, dict[int, tuple[int, int]]()
+        if exists:
+            tensors, numbers = unpack(self._group.on_first(lambda: self._read(STATE)), source, device)
+            try:
+                state = _restored(tensors, numbers, fresh)
+                table = {client: (round_number, step) for client, round_number, step in tensors["residuals"].tolist()}
+            except (KeyError, ValueError, TypeError, PayloadError) as error:
+                message = f"{source} is damaged ({type(error).__name__}: {error}); start the run anew"
+                raise CheckpointError(message) from error
+            for round_number in sorted(set(state.last_round.values())):
+                name = _start_name(round_number)
+                blob = self._group.on_first(lambda name=name: self._read(name))  # type: ignore[misc]
+                state.starts[round_number] = _like(unpack(blob, self._source(name), device)[0], fresh, name)
+            self._starts = set(state.starts)
+        residuals.restore(table)
+        self._group.on_first(lambda: self._tidy(state, residuals))
+        return state
+
+    def _read(self, name: str) -> bytes:
+        return b"" if self._folder is None else self._folder.read(name)
+
+    def _source(self, name: str) -> str:
+        return name if self._folder is None else self._folder.source(name)
+
+    def _tidy(self, state: ServerState | None, residuals: Residuals) -> bytes:
+        """Check that all files are there, and remove those of a checkpoint that was never finished."""
+        if self._folder is not None and self._folder.path.exists():
+            residuals.store.check_saved()
+            names = {residual_name(*pair) for pair in residuals.store.saved.items()}
+            names |= {_start_name(round_number) for round_number in self._starts}
+            self._folder.keep_only(names | ({STATE} if state is not None else set()))
+        return b""
+
+
+def _state_blob(state: ServerState, table: Mapping[int, tuple[int, int]]) -> bytes:
     tensors = {"weights": state.weights}
     if state.previous is not None:
         tensors["previous"] = state.previous
-    for client, residual in state.residuals.items():
-        tensors |= {f"residual/{client}/{key}": value for key, value in residual.state_dict().items()}
-    # clients of the same round share their tensor, which is written once
-    distinct = {id(tensor): tensor for tensor in state.last_weights.values()}
-    tensors |= {f"last/{place}": tensor for place, tensor in enumerate(distinct.values())}
-    places = {key: place for place, key in enumerate(distinct)}
+    tensors["residuals"] = _rows([(client, *entry) for client, entry in sorted(table.items())], 3)
+    tensors["holders"] = _rows(sorted(state.holders.items()), 2)
+    tensors["last"] = _rows(sorted(state.last_round.items()), 2)
     if state.synthetic is not None:
         tensors |= {f"synthetic/{key}": value for key, value in state.synthetic.tensors().items()}
     if state.evidence is not None:
         tensors |= _evidence_tensors(state.evidence)
-    numbers = {
-        "round": state.round,
-        "synthetic_round": state.synthetic_round,
-        "holders": _pairs(state.holders),
-        "last": _pairs({client: places[id(tensor)] for client, tensor in state.last_weights.items()}),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    # clones: weights, evidence and last weights may be one and the same tensor, which the format does not allow
-    copies = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
-    blob = save(copies, metadata={"version": VERSION, "numbers": json.dumps(numbers)})
-    write_atomically(folder / FILE, blob)
-
-
-def load_checkpoint(folder: Path, fresh: ServerState, compressor: Compressor) -> ServerState | None:
-    """The state in `folder`, or None when there is none; `fresh`, a state of the same run, gives shapes and device.
-
-    Raises `CheckpointError` when the file is damaged or does not belong to this configuration.
-    """
-    path = folder / FILE
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, framework="pt", device=str(fresh.weights.device)) as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-        if metadata.get("version") != VERSION:
-            raise CheckpointError(f"{path} has version {metadata.get('version')!r}; this program reads {VERSION!r}")
-        return _restore(tensors, json.loads(metadata["numbers"]), fresh, compressor)
-    except CheckpointError:
-        raise
-    except (SafetensorError, OSError, KeyError, ValueError, StateError, PayloadError) as error:
-        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); start the run anew") from error
+    return pack(tensors, {"round": state.round, "synthetic_round": state.synthetic_round})
 
 
 def load_weights(folder: Path) -> tuple[Tensor, int]:
     """The global weights [P] in the checkpoint `folder`, on the CPU, and the number of finished rounds."""
-    path = folder / FILE
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor("weights"), int(json.loads(file.metadata()["numbers"])["round"])
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no checkpoint; make a run that keeps one") from None
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    files = TensorFolder(folder)
+    if files.size(STATE) is None:
+        raise CheckpointError(f"{folder} holds no checkpoint; make a run that keeps one")
+    tensors, numbers = unpack(files.read(STATE), files.source(STATE), torch.device("cpu"))
+    return tensors["weights"], int(numbers["round"])
 
 
-def _restore(
-    tensors: dict[str, Tensor], numbers: dict[str, Any], fresh: ServerState, compressor: Compressor
-) -> ServerState:
-    weights = tensors["weights"]
-    if weights.shape != fresh.weights.shape:
-        raise CheckpointError(f"the checkpoint has {weights.numel()} weights, the model {fresh.weights.numel()}")
+def _restored(tensors: dict[str, Tensor], numbers: dict[str, Any], fresh: ServerState) -> ServerState:
+    weights = _like(tensors, fresh, STATE)
     state = ServerState(weights, round=int(numbers["round"]), synthetic_round=int(numbers["synthetic_round"]))
     state.previous = tensors.get("previous")
-    state.holders = dict(numbers["holders"])
-    state.last_weights = {client: tensors[f"last/{place}"] for client, place in numbers["last"]}
-    for client, part in _grouped(tensors, "residual").items():
-        state.residuals[client] = compressor.init(weights).load_state_dict(part)
+    state.holders, state.last_round = dict(tensors["holders"].tolist()), dict(tensors["last"].tolist())
     synthetic = {key.split("/", 1)[1]: value for key, value in tensors.items() if key.startswith("synthetic/")}
     if synthetic:
         state.synthetic = SyntheticSet(**synthetic)
@@ -110,6 +129,14 @@ def _restore(
             blobs = [bytes(part[key].cpu().numpy()) for key in sorted(part, key=int)]
             state.evidence.payloads[round_number] = [Payload.decode(blob, like=weights) for blob in blobs]
     return state
+
+
+def _like(tensors: dict[str, Tensor], fresh: ServerState, name: str) -> Tensor:
+    """The weights in a file, if they are those of this model."""
+    weights = tensors["weights"]
+    if weights.shape != fresh.weights.shape:
+        raise CheckpointError(f"{name} has {weights.numel()} weights, the model {fresh.weights.numel()}")
+    return weights
 
 
 def _evidence_tensors(evidence: Evidence) -> dict[str, Tensor]:
@@ -132,6 +159,10 @@ def _grouped(tensors: dict[str, Tensor], prefix: str) -> dict[int, dict[str, Ten
     return groups
 
 
-def _pairs(table: dict[int, int]) -> list[list[int]]:
-    """A dict with integer keys as JSON can hold it."""
-    return [[key, value] for key, value in sorted(table.items())]
+def _rows(rows: list[tuple[int, ...]], width: int) -> Tensor:
+    """Rows of numbers as int64 [len(rows), width]."""
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, width)
+
+
+def _start_name(round_number: int) -> str:
+    return f"weights-round-{round_number}"

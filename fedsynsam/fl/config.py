@@ -19,6 +19,7 @@ MODELS = ("cnn", "mlp", "resnet18")
 DATASETS = ("fashion-mnist-subset", "fashion-mnist", "cifar10", "cifar100")
 SYNTHETIC_METHODS = ("gradient", "trajectory")
 REFRESHES = ("step", "round")
+RESIDUAL_STORES = ("auto", "device", "host", "disk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,9 @@ class RunConfig:
     sharpness: bool = False
     """Log the largest eigenvalue of the training loss's Hessian at each evaluation (Lanczos on a fixed sample)."""
     checkpoint_every: int = 10
-    """Rounds between checkpoints (the last round always has one); 0 writes none."""
+    """Rounds between checkpoints (the last round, and SIGINT and SIGTERM, always make one); 0 writes none."""
+    residual_store: str = "auto"
+    """Where the clients' residuals lie: device, host, disk (the run's folder), or auto, by the memory there is."""
 
     synthetic_method: str = "gradient"
     """How the synthetic set is learned: gradient (matching) or trajectory (matching, DynaFed's way)."""
@@ -174,6 +177,7 @@ def _check_choices(config: RunConfig) -> None:
         "model": MODELS,
         "synthetic_method": SYNTHETIC_METHODS,
         "synthetic_refresh": REFRESHES,
+        "residual_store": RESIDUAL_STORES,
     }
     for name, known in choices.items():
         value = getattr(config, name)

@@ -11,21 +11,22 @@ from torch import Tensor
 from fedsynsam.fl.client import Worker, WorkerPool
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import Dataset
+from fedsynsam.fl.distributed import Group
 from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.metrics import RoundMetrics
 
 BATCH = 500
 
 
-def evaluate(pool: WorkerPool, weights: Tensor, dataset: Dataset) -> tuple[float, float]:
-    """Accuracy and mean cross-entropy of `weights` [P] on the test set."""
+def evaluate(pool: WorkerPool, weights: Tensor, dataset: Dataset, group: Group) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy of `weights` [P] on the test set, whose batches are dealt out over the ranks."""
     chunks = list(zip(dataset.x_test.split(BATCH), dataset.y_test.split(BATCH), strict=True))
 
     def count(worker: Worker, chunk: Batch) -> tuple[int, float]:
         worker.model.weights.copy_(weights.view(1, -1))
         return worker.model.count_and_loss(chunk)
 
-    results = pool.map(count, chunks)
+    results = group.deal(chunks, lambda part: pool.map(count, part))
     total = len(dataset.y_test)
     return sum(right for right, _ in results) / total, sum(loss for _, loss in results) / total
 

@@ -50,10 +50,10 @@ def _dirichlet(labels: np.ndarray, clients: int, rng: np.random.Generator, alpha
                 owner[chunk] = client
         counts = np.bincount(owner, minlength=clients)
         if counts.min() > 0:
-            return [np.flatnonzero(owner == client) for client in range(clients)]
+            return np.split(np.argsort(owner, kind="stable"), np.cumsum(counts)[:-1])
     raise DataError(
         f"alpha={alpha} over {clients} clients left a client without examples in each of {DIRICHLET_DRAWS} draws "
-        f"(at last {int((counts == 0).sum())} of them); use a larger alpha or fewer clients"
+        f"(at last {int((counts == 0).sum())} of them); use a larger alpha, fewer clients, or partition iid"
     )
 
 

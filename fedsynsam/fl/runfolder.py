@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -12,19 +11,13 @@ from typing import Any
 import numpy
 import torch
 
-from fedsynsam.errors import ConfigError
+from fedsynsam.errors import CheckpointError, ConfigError
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.metrics import RoundMetrics
+from fedsynsam.fl.tensorfile import sync, write_atomically
 
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a crash leaves the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+# These never change a number: a run may go on with more threads, say, or write checkpoints more often.
+FREE = ("threads", "checkpoint_every", "data_dir", "residual_store")
 
 
 class RunFolder:
@@ -40,7 +33,7 @@ class RunFolder:
             if not resume:
                 raise ConfigError(f"out: {str(path)!r} already holds a run; give another folder, or resume it")
             self._check_same(stored, config)
-        elif path.exists() and any(path.iterdir()):
+        elif path.exists() and any(entry.suffix != ".part" for entry in path.iterdir()):  # cut off at its very start
             raise ConfigError(f"out: {str(path)!r} is not empty and holds no run; give another folder")
         elif resume:
             raise ConfigError(f"resume: {str(path)!r} holds no run; give the folder of an interrupted one")
@@ -54,7 +47,11 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if not file.exists():
             return []
-        return [RoundMetrics.from_json(line) for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+        lines = [line for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+        try:
+            return [RoundMetrics.from_json(line) for line in lines]
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{file} is damaged ({error}); start the run anew") from error
 
     def keep_rounds(self, rounds: list[RoundMetrics]) -> None:
         """Make `rounds` the whole of `metrics.jsonl`."""
@@ -64,6 +61,11 @@ class RunFolder:
         """Add one round to `metrics.jsonl`."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(row.to_json() + "\n")
+
+    def sync_metrics(self) -> None:
+        """Make the rounds written so far survive a power cut, before a checkpoint says that they are done."""
+        if (file := self.path / "metrics.jsonl").exists():
+            sync(file)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
@@ -76,14 +78,15 @@ class RunFolder:
         except ValueError as error:
             raise ConfigError(f"resume: {stored} is damaged: {error}") from error
         now = config.to_dict()
-        # these never change a number: a run may go on with more threads, or write checkpoints more often
-        free = ("threads", "checkpoint_every", "data_dir")
-        changed = [key for key in now if key not in free and before.get(key) != now[key]]
-        if changed:
-            key = changed[0]
+        if key := differing_key(before, now):
             raise ConfigError(
                 f"resume: {stored} has {key}={before.get(key)!r}, not {now[key]!r}; give the same or a new folder"
             )
+
+
+def differing_key(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The first key whose value would give other numbers, or None."""
+    return next((key for key in now if key not in FREE and before.get(key) != now[key]), None)
 
 
 def load_config(path: Path) -> RunConfig:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import cast
 
 from torch import Tensor
 
-from fedsynsam.compress import State
 from fedsynsam.fl.algorithm import PRESETS, Knowledge
 from fedsynsam.fl.client import Upload
 from fedsynsam.fl.config import RunConfig
@@ -20,17 +20,14 @@ from fedsynsam.wire import aggregate
 
 @dataclass
 class ServerState:
-    """All that a run carries from one round to the next; a checkpoint is exactly this.
-
-    `residuals` belong to the clients; they live here because the simulation plays all of them.
-    """
+    """All that a run carries from one round to the next, but for the clients' residuals."""
 
     weights: Tensor  # [P]
     round: int = 0  # finished rounds
     previous: Tensor | None = None  # [P], the weights one round earlier
     evidence: Evidence | None = None  # what the synthetic set is learned from (fedsynsam)
-    last_weights: dict[int, Tensor] = field(default_factory=dict)  # client -> what it last started from (fedlesam)
-    residuals: dict[int, State] = field(default_factory=dict)  # client -> its compressor's state
+    last_round: dict[int, int] = field(default_factory=dict)  # client -> `round` when it was last asked (fedlesam)
+    starts: dict[int, Tensor] = field(default_factory=dict)  # round -> weights [P] then, if somebody's last
     synthetic: SyntheticSet | None = None
     synthetic_round: int = 0  # finished rounds when the set was last learned
     holders: dict[int, int] = field(default_factory=dict)  # client -> `synthetic_round` of the set it holds
@@ -47,6 +44,12 @@ class Server:
         if self._kind == "synthetic":
             self.state.evidence = Evidence(window=config.synthetic_window)
             self.state.evidence.add(0, weights)
+        self._holders_of: Counter[int] = Counter()
+
+    def restore(self, state: ServerState) -> None:
+        """Go on from `state`."""
+        self.state = state
+        self._holders_of = Counter(state.last_round.values())
 
     def cohort(self, round_number: int) -> list[int]:
         """The clients of a round, ascending; a function of the seed and the round alone."""
@@ -57,13 +60,17 @@ class Server:
         """What the client is sent at the start of a round, together with what it kept from its last one."""
         state = self.state
         shared = state.synthetic.batch if state.synthetic is not None else self._real_set
-        return Knowledge(state.weights, state.last_weights.get(client_id), shared)
+        last = state.last_round.get(client_id)
+        return Knowledge(state.weights, None if last is None else state.starts[last], shared)
 
     def needs_synthesis(self) -> bool:
         """Whether the synthetic set should be learned, or renewed, before the next round."""
-        since_start = self.state.round - self.config.synthetic_start
+        state = self.state
+        since_start = state.round - self.config.synthetic_start
         if self._kind != "synthetic" or since_start < 0:
             return False
+        if state.synthetic is not None and state.synthetic_round == state.round:
+            return False  # learned, and then the round was interrupted
         every = self.config.synthetic_every
         return since_start == 0 or (every > 0 and since_start % every == 0)
 
@@ -78,19 +85,31 @@ class Server:
         if state.synthetic is not None:
             stale = [client for client in cohort if state.holders.get(client) != state.synthetic_round]
             total += len(stale) * state.synthetic.num_bytes
-            state.holders.update(dict.fromkeys(stale, state.synthetic_round))
         return total
 
     def finish_round(self, uploads: list[Upload]) -> None:
-        """Add the mean update, weighted by examples, to the global weights; take over the clients' new states."""
-        state = self.state
+        """Add the mean update, weighted by examples, to the global weights; note what the clients now have."""
+        state, cohort = self.state, [up.client_id for up in uploads]
+        if state.synthetic is not None:
+            state.holders.update(dict.fromkeys(cohort, state.synthetic_round))
+        if self._kind == "previous":
+            self._note_start(cohort)
         mean = aggregate([up.payload for up in uploads], weights=[up.num_examples for up in uploads])
         state.previous = state.weights
         state.weights = state.weights + self.config.server_lr * cast(Tensor, mean)
         state.round += 1
-        for up in uploads:
-            state.residuals[up.client_id] = up.state
-            if self._kind == "previous":
-                state.last_weights[up.client_id] = state.previous
         if state.evidence is not None:
             state.evidence.add(state.round, state.weights, [up.payload for up in uploads])
+
+    def _note_start(self, cohort: list[int]) -> None:
+        """The cohort starts from the present weights; forget those that were last for nobody else."""
+        state = self.state
+        for client in cohort:
+            before = state.last_round.get(client)
+            state.last_round[client] = state.round
+            self._holders_of[state.round] += 1
+            if before is not None:
+                self._holders_of[before] -= 1
+                if not self._holders_of[before]:
+                    del self._holders_of[before], state.starts[before]
+        state.starts[state.round] = state.weights

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..fl.runfolder import write_atomically
+from ..fl.tensorfile import write_atomically
 from .figures import save_comparison_figures
 from .page import comparison_page, why_no_page
 from .runs import Run

@@ -68,7 +68,7 @@ def test_dirichlet_proportions_have_the_right_mean_square() -> None:
     [
         ("iid", 11, {}, "11 clients cannot share 10"),
         ("shards", 5, {"shards_per_client": 3}, "use at most 2 shards"),
-        ("dirichlet", 10, {"alpha": 1e-3}, "larger alpha or fewer clients"),
+        ("dirichlet", 10, {"alpha": 1e-3}, "larger alpha, fewer clients, or partition iid"),
         ("odd", 2, {}, "known: dirichlet, iid, shards"),
     ],
 )

@@ -1,0 +1,203 @@
+"""A run that is interrupted, terminated or killed goes on to the numbers of an unbroken one."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fedsynsam.cli.arguments import options_of
+from fedsynsam.errors import CheckpointError
+from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.interrupts import Interrupted
+from fedsynsam.fl.metrics import RoundMetrics, StepProgress
+from fedsynsam.fl.simulation import Simulation
+
+from .test_ranks import assert_same_run, rounds_written, wait_for_rounds
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tiny_config: RunConfig, tmp_path, number, code) -> None:
+    config = tiny_config.replace(rounds=300, eval_every=50, checkpoint_every=1000)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    Simulation(config, whole).run()
+    words = [sys.executable, "-m", "fedsynsam", "run", *options_of(config), "--out", str(broken)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    wait_for_rounds(process, broken, 5)
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == code, printed
+    last = printed.splitlines()[-1]
+    assert last == f"fedsynsam: interrupted: go on with the same command and --out {broken} --resume"
+    assert "Traceback" not in printed
+    done = rounds_written(broken)
+    assert 5 <= done < 300
+
+    resumed: list[int] = []
+    Simulation(config, broken, resume=True).run(lambda row: resumed.append(row.round))
+    assert resumed[0] == done + 1, "nothing that was finished is run again"
+    assert_same_run(whole, broken)
+
+
+@pytest.mark.parametrize("stage", ["round", "synthesis"])
+def test_an_abandoned_round_is_run_again_to_the_same_numbers(tiny_config: RunConfig, tmp_path, stage) -> None:
+    config = tiny_config.replace(algorithm="fedsynsam", checkpoint_every=1000)
+    Simulation(config, tmp_path / "whole").run()
+
+    def on_round(row: RoundMetrics) -> None:
+        if stage == "round" and row.round == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    def on_step(step: StepProgress) -> None:
+        if stage == "synthesis" and step.round == 4 and step.done == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as caught:
+        Simulation(config, tmp_path / "broken").run(on_round, on_step)
+    assert caught.value.signum == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert rounds_written(tmp_path / "broken") == (3 if stage == "round" else 4)
+    Simulation(config, tmp_path / "broken", resume=True).run()
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_signal_between_synthesis_and_the_end_of_its_round(tiny_config: RunConfig, tmp_path) -> None:
+    """The set is in the checkpoint then, and must neither be learned again nor count as sent."""
+    config = tiny_config.replace(algorithm="fedsynsam", checkpoint_every=1000, participation=1.0)
+    Simulation(config, tmp_path / "whole").run()
+
+    def on_step(step: StepProgress) -> None:
+        if step.round == 4 and step.done == step.total:
+            simulation._interrupts.signum = signal.SIGINT  # seen by the first client
+
+    simulation = Simulation(config, tmp_path / "broken")
+    with pytest.raises(Interrupted):
+        simulation.run(on_step=on_step)
+    learned: list[int] = []
+    Simulation(config, tmp_path / "broken", resume=True).run(on_step=lambda step: learned.append(step.round))
+    assert 4 not in learned
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_without_checkpoints_a_signal_leaves_none(tiny_config: RunConfig, tmp_path) -> None:
+    def on_round(row: RoundMetrics) -> None:
+        if row.round == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        Simulation(tiny_config.replace(checkpoint_every=0), tmp_path / "run").run(on_round)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+KILLER = """
+import json, os, random, sys, time
+from pathlib import Path
+from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.simulation import Simulation
+
+config, out, kills = RunConfig.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
+file, rng = out / "metrics.jsonl", random.Random(config.seed)
+rounds = lambda: file.read_bytes().count(b"\\n") if file.exists() else 0
+killed = 0
+while True:
+    child = os.fork()
+    if child == 0:
+        resume = (out / "config.json").exists()
+        Simulation(config, out, resume=resume).run()
+        os._exit(0)
+    ended, code = 0, 0
+    if killed < kills:
+        goal = rounds() + rng.randrange(12)  # in the middle of rounds and checkpoints, or of the start
+        end = time.monotonic() + 60
+        while rounds() < goal and not ended and time.monotonic() < end:
+            ended, code = os.waitpid(child, os.WNOHANG)
+        time.sleep(rng.random() * (0.3 if rng.random() < 0.3 else 0.02))
+        if not ended:
+            os.kill(child, 9)
+            killed += 1
+    if not ended:
+        ended, code = os.waitpid(child, 0)
+    if os.WIFEXITED(code):
+        sys.exit(os.WEXITSTATUS(code) or (0 if killed == kills else 9))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, so that each attempt need not import PyTorch")
+@pytest.mark.parametrize(("algorithm", "store"), [("fedsynsam", "host"), ("fedlesam", "disk")])
+def test_killed_twenty_times_a_run_ends_the_same(tiny_config: RunConfig, tmp_path, algorithm, store) -> None:
+    changes = {"residual_store": store, "rounds": 300, "eval_every": 20, "checkpoint_every": 3, "synthetic_every": 40}
+    config = tiny_config.replace(algorithm=algorithm, **changes)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    Simulation(config, whole).run()
+    words = [sys.executable, "-c", KILLER, json.dumps(config.to_dict()), str(broken), "20"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(whole, broken)
+    assert json.loads((broken / "summary.json").read_text())["rounds"] == 300
+
+
+def test_a_line_cut_off_by_a_crash_is_repaired_and_other_damage_is_named(tiny_config: RunConfig, tmp_path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    Simulation(tiny_config, whole).run()
+    Simulation(tiny_config, broken).run()
+    file = broken / "metrics.jsonl"
+    content = file.read_text()
+    file.write_text(content + '{"round": 7, "train_l')
+    Simulation(tiny_config, broken, resume=True).run()
+    assert_same_run(whole, broken)
+    for damaged, message in ((content[1:], "is damaged"), (content[: content.index("\n") + 1], "holds 1 rounds")):
+        file.write_text(damaged)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            Simulation(tiny_config, broken, resume=True).run()
+        assert str(file) in str(caught.value)
+
+
+def test_a_damaged_file_of_a_checkpoint_is_named(tiny_config: RunConfig, tmp_path) -> None:
+    config = tiny_config.replace(algorithm="fedlesam", participation=1.0)
+    for kind in ("state", "residual", "weights"):
+        out = tmp_path / kind
+        Simulation(config.replace(rounds=2), out).run()
+        stored = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps({**stored, "rounds": 6}))  # as if it had been interrupted
+        file = next((out / "checkpoint").glob(f"{kind}*"))
+        content = file.read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
+        for damaged in (flipped, content[:-10], b"", None):
+            if damaged is None:
+                file.unlink()
+            else:
+                file.write_bytes(damaged)
+            if kind == "state" and damaged is None:
+                continue  # then there is no checkpoint, and the run starts at its beginning
+            with pytest.raises(CheckpointError, match=r"is damaged|is missing|cannot be read") as caught:
+                Simulation(config, out, resume=True).run()
+            assert str(file) in str(caught.value)
+
+
+def test_a_run_killed_before_its_first_file_was_whole_can_be_started(tiny_config: RunConfig, tmp_path) -> None:
+    (tmp_path / "config.json.part").write_text("{")
+    Simulation(tiny_config, tmp_path / "run").run()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json.part").write_text("{")
+    Simulation(tiny_config, tmp_path / "begun").run()
+    assert_same_run(tmp_path / "run", tmp_path / "begun")
+
+
+def test_checkpoints_write_only_what_changed(tiny_config: RunConfig, tmp_path) -> None:
+    config = tiny_config.replace(clients=24, participation=1 / 24, checkpoint_every=1, rounds=8, alpha=100.0)
+    stamps: list[dict[str, int]] = []
+
+    def on_round(row: RoundMetrics) -> None:
+        time.sleep(0.01)
+        stamps.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoint").iterdir()})
+
+    Simulation(config, tmp_path / "run").run(on_round)
+    for before, after in itertools.pairwise(stamps):
+        assert len([name for name in after if before.get(name) != after[name]]) == 2, "one client's file, and the state"

@@ -17,19 +17,8 @@ void bind_quantize(py::module_& m) {
       [](uintptr_t update, int dtype, uintptr_t residual, uintptr_t seeds, int64_t rows, int64_t n, int bits,
          int64_t bucket, int norm, int rounding, uintptr_t codes, uintptr_t scales, uintptr_t new_residual,
          uintptr_t nonfinite, int threads) {
-        quantize_cpu({pointer<void>(update),
-                      static_cast<Dtype>(dtype),
-                      pointer<float>(residual),
-                      pointer<int64_t>(seeds),
-                      rows,
-                      n,
-                      {bits, bucket},
-                      static_cast<Norm>(norm),
-                      static_cast<Rounding>(rounding),
-                      pointer<uint8_t>(codes),
-                      pointer<float>(scales),
-                      pointer<float>(new_residual),
-                      pointer<bool>(nonfinite)},
+        quantize_cpu(quantize_arguments(update, dtype, residual, seeds, rows, n, bits, bucket, norm, rounding, codes,
+                                        scales, new_residual, nonfinite),
                      threads);
       },
       py::call_guard<py::gil_scoped_release>());
@@ -49,10 +38,7 @@ void bind_aggregate(py::module_& m) {
       "aggregate_sparse_cpu",
       [](const Addresses& indices, const Addresses& values, const std::vector<int64_t>& counts, uintptr_t weights,
          int64_t n, bool accumulate, uintptr_t out, int threads) {
-        std::vector<SparsePayload> payloads;
-        for (size_t i = 0; i < counts.size(); ++i) {
-          payloads.push_back({pointer<int32_t>(indices.at(i)), pointer<float>(values.at(i)), counts[i]});
-        }
+        const auto payloads = sparse_payloads(indices, values, counts);
         aggregate_sparse_cpu(payloads.data(), pointer<float>(weights), static_cast<int64_t>(payloads.size()), n,
                              accumulate, pointer<float>(out), threads);
       },
@@ -61,10 +47,7 @@ void bind_aggregate(py::module_& m) {
       "aggregate_codes_cpu",
       [](const Addresses& codes, const Addresses& scales, uintptr_t weights, int64_t n, int bits, int64_t bucket,
          bool accumulate, uintptr_t out, int threads) {
-        std::vector<CodesPayload> payloads;
-        for (size_t i = 0; i < codes.size(); ++i) {
-          payloads.push_back({pointer<uint8_t>(codes[i]), pointer<float>(scales.at(i))});
-        }
+        const auto payloads = codes_payloads(codes, scales);
         aggregate_codes_cpu(payloads.data(), pointer<float>(weights), static_cast<int64_t>(payloads.size()), n,
                             {bits, bucket}, accumulate, pointer<float>(out), threads);
       },

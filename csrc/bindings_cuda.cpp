@@ -26,6 +26,48 @@ void bind_index_coding(py::module_& m) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_quantize(py::module_& m) {
+  m.def(
+      "quantize_cuda",
+      [](uintptr_t update, int dtype, uintptr_t residual, uintptr_t seeds, int64_t rows, int64_t n, int bits,
+         int64_t bucket, int norm, int rounding, uintptr_t codes, uintptr_t scales, uintptr_t new_residual,
+         uintptr_t nonfinite, uintptr_t stream) {
+        return quantize_cuda(quantize_arguments(update, dtype, residual, seeds, rows, n, bits, bucket, norm, rounding,
+                                                codes, scales, new_residual, nonfinite),
+                             pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "dequantize_cuda",
+      [](uintptr_t codes, uintptr_t scales, int64_t rows, int64_t n, int bits, int64_t bucket, uintptr_t out,
+         uintptr_t stream) {
+        return dequantize_cuda(pointer<uint8_t>(codes), pointer<float>(scales), rows, n, {bits, bucket},
+                               pointer<float>(out), pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
+void bind_aggregate(py::module_& m) {
+  m.def(
+      "aggregate_sparse_cuda",
+      [](const Addresses& indices, const Addresses& values, const std::vector<int64_t>& counts, uintptr_t weights,
+         int64_t n, bool accumulate, uintptr_t out, uintptr_t stream) {
+        const auto payloads = sparse_payloads(indices, values, counts);
+        return aggregate_sparse_cuda(payloads.data(), pointer<float>(weights), static_cast<int64_t>(payloads.size()), n,
+                                     accumulate, pointer<float>(out), pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "aggregate_codes_cuda",
+      [](const Addresses& codes, const Addresses& scales, uintptr_t weights, int64_t n, int bits, int64_t bucket,
+         bool accumulate, uintptr_t out, uintptr_t stream) {
+        const auto payloads = codes_payloads(codes, scales);
+        return aggregate_codes_cuda(payloads.data(), pointer<float>(weights), static_cast<int64_t>(payloads.size()), n,
+                                    {bits, bucket}, accumulate, pointer<float>(out), pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
 void bind_sam(py::module_& m) {
   m.def("sam_cuda_partials", &fedsynsam::sam_cuda_partials);
   m.def(
@@ -63,6 +105,8 @@ void bind_sam(py::module_& m) {
 void bind_cuda(py::module_& m) {
   m.def("cuda_error", &cuda_error);
   bind_index_coding(m);
+  bind_quantize(m);
+  bind_aggregate(m);
   bind_sam(m);
 }
 

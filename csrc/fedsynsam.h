@@ -100,6 +100,17 @@ void aggregate_sparse_cpu(const SparsePayload* payloads, const float* weights, i
 void aggregate_codes_cpu(const CodesPayload* payloads, const float* weights, int64_t count, int64_t n, Coding coding,
                          bool accumulate, float* out, int threads);
 
+#ifdef FEDSYNSAM_CUDA
+int quantize_cuda(const QuantizeArgs& args, void* stream);
+int dequantize_cuda(const uint8_t* codes, const float* scales, int64_t rows, int64_t n, Coding coding, float* out,
+                    void* stream);
+// `payloads` is an array in host memory, of addresses on the device; the others are on the device.
+int aggregate_codes_cuda(const CodesPayload* payloads, const float* weights, int64_t count, int64_t n, Coding coding,
+                         bool accumulate, float* out, void* stream);
+int aggregate_sparse_cuda(const SparsePayload* payloads, const float* weights, int64_t count, int64_t n,
+                          bool accumulate, float* out, void* stream);
+#endif
+
 // --- sam ---
 // Where the perturbation comes from: the gradient, or beta * synthetic + keep * gradient (synthetic not null).
 struct SamDirection {

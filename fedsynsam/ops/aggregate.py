@@ -18,7 +18,7 @@ from torch import Tensor
 from ..kernels.reference import aggregate as reference
 from . import backend
 from .arguments import check_apart, check_tensor, check_written
-from .extension import loaded
+from .extension import launch, loaded
 from .library import register
 from .quantize_arguments import (
     bucket_count,
@@ -106,10 +106,13 @@ def _check_out(out: Tensor, n: int, weights: Tensor) -> None:
 
 def _sparse_into(indices: list[Tensor], values: list[Tensor], weights: Tensor, accumulate: bool, out: Tensor) -> None:
     check_apart({"out": out}, {"indices": indices, "values": values, "weights": [weights]})
-    if backend.choose("aggregate_sparse", weights.device) == "cpu":
-        counts = [index.shape[0] for index in indices]
-        payloads = _addresses(indices), _addresses(values), counts, weights.data_ptr()
-        loaded().aggregate_sparse_cpu(*payloads, out.shape[0], accumulate, out.data_ptr(), torch.get_num_threads())
+    chosen = backend.choose("aggregate_sparse", weights.device)
+    counts = [index.shape[0] for index in indices]
+    arguments = _addresses(indices), _addresses(values), counts, weights.data_ptr(), out.shape[0], accumulate
+    if chosen == "cpu":
+        loaded().aggregate_sparse_cpu(*arguments, out.data_ptr(), torch.get_num_threads())
+    elif chosen == "cuda":
+        launch("aggregate_sparse", out, *arguments, out.data_ptr())
     else:
         out.copy_(reference.aggregate_sparse(indices, values, weights, _start(accumulate, out)))
 
@@ -124,11 +127,13 @@ def _codes_into(
     out: Tensor,
 ) -> None:
     check_apart({"out": out}, {"codes": codes, "scales": scales, "weights": [weights]})
-    if backend.choose("aggregate_codes", weights.device) == "cpu":
-        payloads = _addresses(codes), _addresses(scales), weights.data_ptr()
-        loaded().aggregate_codes_cpu(
-            *payloads, out.shape[0], bits, bucket, accumulate, out.data_ptr(), torch.get_num_threads()
-        )
+    chosen = backend.choose("aggregate_codes", weights.device)
+    payloads = _addresses(codes), _addresses(scales), weights.data_ptr()
+    arguments = *payloads, out.shape[0], bits, bucket, accumulate, out.data_ptr()
+    if chosen == "cpu":
+        loaded().aggregate_codes_cpu(*arguments, torch.get_num_threads())
+    elif chosen == "cuda":
+        launch("aggregate_codes", out, *arguments)
     else:
         out.copy_(reference.aggregate_codes(codes, scales, weights, _start(accumulate, out), bits, bucket))
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..kernels.reference import quantize as reference
 from . import backend
 from .arguments import DTYPES, check_apart, check_rows, check_tensor, check_written
-from .extension import loaded
+from .extension import address, launch, loaded
 from .library import register
 from .quantize_arguments import (
     NORMS,
@@ -137,28 +137,31 @@ def _quantize_into(
 ) -> None:
     outputs = {"out.codes": codes, "out.scales": scales, "out.residual": new_residual, "out.nonfinite": nonfinite}
     check_apart(outputs, {"update": [update], "seeds": [seeds], "residual": [residual]})
-    if backend.choose("quantize", update.device) == "cpu":
-        rows, n = update.shape
-        source = update.data_ptr(), DTYPES[update.dtype], 0 if residual is None else residual.data_ptr()
-        how = bits, bucket, NORMS[norm], ROUNDINGS[rounding]
-        target = codes.data_ptr(), scales.data_ptr(), 0 if residual is None else new_residual.data_ptr()
-        loaded().quantize_cpu(
-            *source, seeds.data_ptr(), rows, n, *how, *target, nonfinite.data_ptr(), torch.get_num_threads()
-        )
+    chosen = backend.choose("quantize", update.device)
+    if chosen == "reference":
+        results = reference.quantize(update, seeds, residual, bits, bucket, norm, rounding)
+        for output, result in zip(outputs.values(), results, strict=True):
+            output.copy_(result)
         return
-    results = reference.quantize(update, seeds, residual, bits, bucket, norm, rounding)
-    for output, result in zip(outputs.values(), results, strict=True):
-        output.copy_(result)
+    source = update.data_ptr(), DTYPES[update.dtype], address(residual), seeds.data_ptr(), *update.shape
+    target = codes.data_ptr(), scales.data_ptr(), 0 if residual is None else new_residual.data_ptr()
+    arguments = *source, bits, bucket, NORMS[norm], ROUNDINGS[rounding], *target, nonfinite.data_ptr()
+    if chosen == "cpu":
+        loaded().quantize_cpu(*arguments, torch.get_num_threads())
+    else:
+        launch("quantize", update, *arguments)
 
 
 def _dequantize_into(codes: Tensor, scales: Tensor, bits: int, bucket: int, out: Tensor) -> None:
     check_apart({"out": out}, {"codes": [codes], "scales": [scales]})
-    rows, n = out.shape
-    if backend.choose("dequantize", codes.device) == "cpu":
-        threads = torch.get_num_threads()
-        loaded().dequantize_cpu(codes.data_ptr(), scales.data_ptr(), rows, n, bits, bucket, out.data_ptr(), threads)
+    chosen = backend.choose("dequantize", codes.device)
+    arguments = codes.data_ptr(), scales.data_ptr(), *out.shape, bits, bucket, out.data_ptr()
+    if chosen == "cpu":
+        loaded().dequantize_cpu(*arguments, torch.get_num_threads())
+    elif chosen == "cuda":
+        launch("dequantize", codes, *arguments)
     else:
-        out.copy_(reference.dequantize(codes, scales, n, bits, bucket))
+        out.copy_(reference.dequantize(codes, scales, out.shape[1], bits, bucket))
 
 
 # ---- operators ----

@@ -116,10 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 result = repetition(peer, cohort, options)
                 results.setdefault((peer, cohort), []).append(result)
                 seconds = sum(result["seconds"]) / len(result["seconds"])
-                print(
-                    f"{number + 1}, load {os.getloadavg()[0]:.1f}: cohort {cohort:<4}{peer:<12}{seconds:8.3f} s a round",
-                    flush=True,
-                )
+                head = f"{number + 1}, load {os.getloadavg()[0]:.1f}: cohort {cohort:<4}{peer:<12}"
+                print(f"{head}{seconds:8.3f} s a round", flush=True)
     order = [(peer, cohort) for cohort in options.cohorts for peer in options.peers]
     rows = [summary(peer, cohort, results[peer, cohort]) for peer, cohort in order]
     compare(rows)

@@ -8,23 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# Multiples of the copy time of the floor bytes that the design allows, by (kind of operation, device type). On a GPU
-# the goals are shares of the copy bandwidth; an exact global top-k reads 16 bytes an element where its floor is 12.
-GOALS = {
-    ("chunk_topk", "cpu"): 1.5,
-    ("chunk_topk", "cuda"): 1 / 0.90,
-    ("topk", "cpu"): 2.0,
-    ("topk", "cuda"): 16 / 12 / 0.90,
-    ("quantize", "cpu"): 2.0,
-    ("quantize", "cuda"): 1 / 0.88,
-    ("aggregate", "cpu"): 2.0,
-    ("aggregate", "cuda"): 1 / 0.85,
-    ("sam", "cpu"): 1.3,
-    ("sam", "cuda"): 1 / 0.90,
-}
-EAGER_GOAL = 8.0  # times faster than the eager PyTorch pipeline of the same job
-CODING_GOAL = 0.10  # of the time of the top-k whose indices are coded
-
 
 @dataclass
 class Built:
@@ -51,7 +34,8 @@ class Case:
     build: Callable[[int, int, torch.device], Built]
     density: float | None = None
     bits: int | None = None
-    goal: str | None = None  # a key of GOALS
+    goal: str | None = None  # a key of benchmarks.goals.GOALS, without the device
+    kernel: str = ""  # what backends know the operation as, if not by `op`
     coding_of: str | None = None  # label of the top-k case whose time bounds this one
     compiled: bool = False  # time the eager pipeline under torch.compile too (costs half a minute)
     rtol: float = 0.0  # of the check against the reference backend; 0: the same bits

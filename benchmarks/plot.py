@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from .case import EAGER_GOAL
+from .goals import EAGER_GOAL
 
 Row = dict[str, str]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ def provenance(device: torch.device) -> dict[str, str]:
     return {
         "device": _device_name(device),
         "driver": _driver() if device.type == "cuda" else "",
+        "cuda": (torch.version.cuda or "") if device.type == "cuda" else "",
         "torch": torch.__version__,
         "triton": _version("triton"),
         "numpy": _version("numpy"),
@@ -53,6 +55,9 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
+    """Return the checkout's commit; a copy without its history takes it from FEDSYNSAM_COMMIT."""
+    if (given := os.environ.get("FEDSYNSAM_COMMIT", "")) != "":
+        return given
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         return ""
     changed = _output(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])

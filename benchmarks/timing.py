@@ -30,22 +30,44 @@ def measure(
 ) -> list[Times]:
     """Time several functions in turn, one call each, until each has had `seconds` and `minimum` calls.
 
-    Taking turns lets slow drift of the machine (clock speed, other users) hit all of them alike.
+    Taking turns lets slow drift of the machine (clock speed, other users) hit all of them alike. On a GPU, each call
+    starts with a cold L2 cache.
     """
     durations: list[list[float]] = [[] for _ in functions]
+    sweep = Sweep(device) if device.type == "cuda" else None
     for function in functions:
-        _one(function, device)  # warm-up: page faults, thread pools, code caches
+        _one(function, sweep)  # warm-up: page faults, thread pools, code caches
     while len(durations[0]) < MAXIMUM:
         if len(durations[0]) >= minimum and all(sum(taken) >= seconds for taken in durations):
             break
         for function, taken in zip(functions, durations, strict=True):
-            taken.append(_one(function, device))
+            taken.append(_one(function, sweep))
     return [_percentiles(taken) for taken in durations]
 
 
-def _one(function: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
+class Sweep:
+    """Reads a buffer far larger than any L2 cache, so that the call after it finds none of its data there.
+
+    Reading leaves no changed lines, whose write-back would be charged to the call. The buffer is so large that the
+    host has queued the call before the sweep ends: the two events around it then see no launch latency.
+    """
+
+    BYTES = 1 << 30
+
+    def __init__(self, device: torch.device) -> None:
+        free, _ = torch.cuda.mem_get_info(device)
+        self.buffer = torch.ones(max(1, min(self.BYTES, free // 8) // 4), dtype=torch.float32, device=device)
+        self.sum = torch.empty((), dtype=torch.float32, device=device)
+
+    def run(self) -> None:
+        """Queue one pass over the buffer."""
+        torch.sum(self.buffer, dim=0, out=self.sum)
+
+
+def _one(function: Callable[[], object], sweep: Sweep | None) -> float:
+    if sweep is not None:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        sweep.run()
         begin.record()
         function()
         end.record()
@@ -81,8 +103,15 @@ class Copy:
         self.target.copy_(self.source)
 
 
-def extra_memory(function: Callable[[], Sequence[torch.Tensor]], device: torch.device) -> int | None:
-    """Return the bytes that a call takes beyond its inputs: its outputs, and the peak of its scratch memory.
+class Memory(NamedTuple):
+    """Bytes that a call takes beyond its inputs: its outputs, and the peak of what it allocates itself."""
+
+    outputs: int
+    scratch: int
+
+
+def memory(function: Callable[[], Sequence[torch.Tensor]], device: torch.device) -> Memory | None:
+    """Return what a call takes; its outputs exist already, so that all it allocates is scratch.
 
     On Linux the kernel's high-water mark of resident memory is reset before the call; None where that is impossible.
     """
@@ -92,7 +121,7 @@ def extra_memory(function: Callable[[], Sequence[torch.Tensor]], device: torch.d
         before = torch.cuda.memory_allocated(device)
         outputs = function()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before + _bytes(outputs)
+        return Memory(_bytes(outputs), torch.cuda.max_memory_allocated(device) - before)
     try:
         ctypes.CDLL(None).malloc_trim(0)  # else the call would reuse freed memory that still counts as resident
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -100,7 +129,7 @@ def extra_memory(function: Callable[[], Sequence[torch.Tensor]], device: torch.d
         return None
     before = _resident("VmRSS")
     outputs = function()
-    return max(0, _resident("VmHWM") - before) + _bytes(outputs)
+    return Memory(_bytes(outputs), max(0, _resident("VmHWM") - before))
 
 
 def _bytes(outputs: Sequence[torch.Tensor]) -> int:

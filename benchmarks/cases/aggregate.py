@@ -89,6 +89,7 @@ CASES = (
         floor=floor_codes,
         build=build_codes,
         bits=BITS,
+        kernel="aggregate_codes",
         goal="aggregate",
     ),
     Case(
@@ -97,6 +98,7 @@ CASES = (
         floor=floor_sparse,
         build=build_sparse,
         density=DENSITY,
+        kernel="aggregate_sparse",
         goal="aggregate",
     ),
 )

@@ -56,5 +56,6 @@ CASES = (
         build=build,
         density=DENSITY,
         bits=BITS,
+        kernel="topk",
     ),
 )

@@ -57,6 +57,7 @@ CASES = tuple(
         floor=partial(floor, density),
         build=partial(build, density),
         density=density,
+        kernel=f"{verb}_indices",
         coding_of=topk_label("topk", density),
     )
     for density in DENSITIES

@@ -147,10 +147,11 @@ __global__ void __launch_bounds__(kThreads) quantize_groups(QuantizeArgs args, i
 constexpr int kTree = 4096;  // counters whose squares a block holds
 
 template <typename Type>
-__device__ void load_counter(const QuantizeArgs& args, const Place& place, int64_t c, float (&a)[8][1]) {
+__device__ void load_counter(const QuantizeArgs& args, const Place& place, int c, float (&a)[8][1]) {
+  const int eighth = static_cast<int>(args.coding.bucket / 8);
 #pragma unroll
   for (int l = 0; l < 8; ++l) {
-    const int64_t i = c + l * (args.coding.bucket / 8);
+    const int i = c + l * eighth;
     a[l][0] = 0.0f;
     if (i < place.count) load_sum<Type, 1>(args, place.offset + i, a[l]);
   }
@@ -161,11 +162,12 @@ __global__ void __launch_bounds__(kThreads) scale_block(QuantizeArgs args, int64
   __shared__ double tree[kTree];
   __shared__ int32_t largest_bits;
   const Place place = place_of(args, blockIdx.x, buckets);
-  const int64_t eighth = args.coding.bucket / 8;
+  const int eighth = static_cast<int>(args.coding.bucket / 8);
   if (threadIdx.x == 0) largest_bits = 0;
   __syncthreads();
   int32_t largest = 0;
-  for (int64_t c = threadIdx.x; c < eighth; c += kThreads) {
+#pragma unroll 1
+  for (int c = static_cast<int>(threadIdx.x); c < eighth; c += kThreads) {
     float a[8][1];
     load_counter<Type>(args, place, c, a);
 #pragma unroll
@@ -183,8 +185,8 @@ __global__ void __launch_bounds__(kThreads) scale_block(QuantizeArgs args, int64
   }
   atomicMax(&largest_bits, largest);
   __syncthreads();
-  for (int64_t half = (eighth < kTree ? eighth : kTree) / 2; half > 0; half /= 2) {
-    for (int64_t c = threadIdx.x; c < half; c += kThreads) tree[c] += tree[c + half];
+  for (int half = (eighth < kTree ? eighth : kTree) / 2; half > 0; half /= 2) {
+    for (int c = static_cast<int>(threadIdx.x); c < half; c += kThreads) tree[c] += tree[c + half];
     __syncthreads();
   }
   if (threadIdx.x != 0) return;
@@ -200,7 +202,8 @@ template <typename Type>
 __global__ void __launch_bounds__(kThreads) quantize_counters(QuantizeArgs args, int64_t buckets, int64_t total) {
   const int64_t at = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x, eighth = args.coding.bucket / 8;
   if (at >= total) return;
-  const int64_t bucket = at / eighth, c = at % eighth;
+  const int64_t bucket = at / eighth;
+  const int c = static_cast<int>(at % eighth);
   const Place place = place_of(args, bucket, buckets);
   const float scale = args.scales[bucket];
   float a[8][1];

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor, nn
 
 from fedsynsam.errors import ConfigError
+
+_SEEDING = threading.Lock()  # PyTorch's generator belongs to the process: two threads would draw from each other's
 
 
 def build_model(name: str, image_shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
@@ -13,7 +17,7 @@ def build_model(name: str, image_shape: tuple[int, int, int], classes: int, seed
     builders = {"cnn": _cnn, "mlp": _mlp, "resnet18": _ResNet18}
     if name not in builders:
         raise ConfigError(f"model: unknown value {name!r}; known: {', '.join(builders)}")
-    with torch.random.fork_rng(devices=[]):
+    with _SEEDING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return builders[name](image_shape, classes)
 

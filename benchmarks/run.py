@@ -15,7 +15,7 @@ import contextlib
 import csv
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -248,26 +248,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     where = provenance(device)
     results: list[dict[str, Any]] = []
     with torch.no_grad():
-        for number, (rows, n) in enumerate(sizes):
-            # Compilation takes half a minute a case, so it is done at the first size only.
-            chosen = [peer for peer in options.peers if peer != "compiled" or number == 0]
-            for case in cases:
-                new = bench(case, rows, n, device, options.seconds, chosen, names[case.label])
-                for row in new:
-                    show(row)
-                results += new
-                judge(results, cases, device.type)
-                write([{**row, **where} for row in results], out)
-                gc.collect()
+        for case, (rows, n), chosen in plan(cases, sizes, options.peers):
+            new = bench(case, rows, n, device, options.seconds, chosen, names[case.label])
+            if chosen == ["compiled"]:
+                new = [row for row in new if "speedup" in row]  # the operation has its row from before
+            for row in new:
+                show(row)
+            results += new
+            judge(results, cases, device.type)
+            write_rows([{**row, **where} for row in results], FIELDS, out)
+            gc.collect()
     print(*verdict(results), f"{len(results)} rows in {out}", sep="\n")
 
 
-def write(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """Write the rows to `out` in one step."""
+def plan(
+    cases: Sequence[Case], sizes: Sequence[tuple[int, int]], peers: Sequence[str]
+) -> Iterator[tuple[Case, tuple[int, int], list[str]]]:
+    """Yield what to time together, in order: (case, size, peers).
+
+    Compilation takes up to half a minute a case, so it is done at the first size only, and last.
+    """
+    for size in sizes:
+        for case in cases:
+            yield case, size, [peer for peer in peers if peer != "compiled"]
+    if "compiled" in peers:
+        for case in cases:
+            if case.compiled:
+                yield case, sizes[0], ["compiled"]
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], fields: Sequence[str], out: Path) -> None:
+    """Write the rows to `out` in one step; what a row lacks stays empty, and what is in no field is left out."""
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".part")
     with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, restval="", lineterminator="\n")
+        writer = csv.DictWriter(file, fields, restval="", lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(out)

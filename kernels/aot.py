@@ -2,7 +2,8 @@
 
 Prints a table (kernel, architecture, registers, shared memory, spills) for the Triton kernels and, if nvcc is found,
 for csrc/cuda/*.cu. Exit code 1 if a kernel spills registers to memory or fuses a multiplication with an addition in
-float32 (which would change bits), 2 if nothing could be compiled.
+float32 (which would change bits), 2 if nothing could be compiled. `--csv FILE` keeps the table; `--compare FILE` says
+which kernels take other registers, shared memory or spills than in a table kept earlier, which is no error.
 """
 
 from __future__ import annotations
@@ -16,24 +17,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from . import aot_table
+from .aot_table import Usage
 
 if TYPE_CHECKING:
     from .aot_cases import Case
 
 ARCHITECTURES = (80, 90, 100, 120)
 NVCC_FLAGS = ("-O3", "-std=c++17", "-fmad=false", "--compiler-options", "-fPIC", "-Xptxas", "-v")
-
-
-class Usage(NamedTuple):
-    """What one compiled kernel takes; `fault` says why it is refused, or is empty."""
-
-    kernel: str
-    architecture: int
-    registers: int
-    shared: int
-    spilled: int
-    fault: str
 
 
 # ---- Triton ----
@@ -57,7 +50,7 @@ def compile_case(case: Case, architecture: int) -> Usage:
     registers, stack, shared = resources(compiled.asm["cubin"])
     fused = "fma.rn.f32" in compiled.asm["ptx"]
     fault = "spills" if stack else "fuses multiply and add" if fused else ""
-    return Usage(case.name, architecture, registers, shared, stack, fault)
+    return Usage(case.name, architecture, registers, shared, stack, fault, f"triton {triton.__version__}")
 
 
 def resources(cubin: bytes) -> tuple[int, int, int]:
@@ -98,7 +91,9 @@ def compile_cuda(source: Path, nvcc: str, architectures: tuple[int, ...]) -> Ite
         )
     if result.returncode != 0:
         raise RuntimeError(f"nvcc failed on {source}:\n{result.stderr}")
-    yield from parse_ptxas(demangled(result.stderr), source.name)
+    compiler = nvcc_version(nvcc)
+    for usage in parse_ptxas(demangled(result.stderr), source.name):
+        yield usage._replace(compiler=compiler)
 
 
 def parse_ptxas(report: str, file: str) -> Iterator[Usage]:
@@ -113,6 +108,13 @@ def parse_ptxas(report: str, file: str) -> Iterator[Usage]:
         )
         fault = "spills" if stack else ""
         yield Usage(f"{file} {name}", int(architecture), registers, int(shared.group(1)) if shared else 0, stack, fault)
+
+
+def nvcc_version(nvcc: str) -> str:
+    """Return such as `nvcc 13.0.88`."""
+    said = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"\bV([\d.]+)", said)
+    return f"nvcc {found[1]}" if found else "nvcc"
 
 
 def demangled(text: str) -> str:
@@ -150,7 +152,13 @@ def main(arguments: list[str] | None = None) -> int:
     default = Path(__file__).resolve().parent.parent / "csrc" / "cuda"
     parser.add_argument("--cuda-sources", type=Path, default=default, help="folder of the .cu files")
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="such as 80 90 100 120")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table to FILE")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="say what differs from the table in FILE")
     options = parser.parse_args(arguments)
+    try:
+        before = None if options.compare is None else aot_table.read(options.compare)
+    except (OSError, ValueError) as error:
+        parser.error(f"--compare: {error}")
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         print("TRITON_INTERPRET is set: kernels would be interpreted, not compiled; unset it", file=sys.stderr)
         return 2
@@ -159,9 +167,14 @@ def main(arguments: list[str] | None = None) -> int:
     found = []
     for usage in usages(options.cuda_sources, tuple(options.arch)):
         found.append(usage)
-        print(row.format(usage.kernel, f"sm_{usage.architecture}", *usage[2:]).rstrip(), flush=True)
+        print(row.format(usage.kernel, f"sm_{usage.architecture}", *usage[2:6]).rstrip(), flush=True)
     faults = sum(bool(usage.fault) for usage in found)
     print(f"{len(found)} kernels compiled, {faults} refused")
+    if before is not None:
+        lines = aot_table.differences(before, found)
+        print(*(lines or [f"nothing differs from {options.compare}"]), sep="\n")
+    if options.csv is not None:
+        aot_table.write(found, options.csv)
     return 2 if not found else int(faults > 0)
 
 

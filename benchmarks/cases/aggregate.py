@@ -7,6 +7,8 @@ from torch import Tensor
 
 from fedsynsam.ops import aggregate_codes, aggregate_sparse, count_kept, quantize
 
+from ..bytes import Sizes
+from ..bytes import floor as floor_bytes
 from ..case import Built, Case, normal
 from .quantize import BUCKET, dequantize_eager, quantize_eager, row_seeds
 
@@ -17,12 +19,13 @@ DENSITY = 0.01
 
 def floor_codes(rows: int, n: int) -> float:
     """Read every payload's codes and scales, write the sum once."""
-    return rows * n * (PAYLOADS * (BITS / 8 + 4 / BUCKET) + 4)
+    return floor_bytes("aggregate_codes", 1, Sizes(n=rows * n, b=BITS, B=BUCKET, C=PAYLOADS))
 
 
 def floor_sparse(rows: int, n: int) -> float:
     """Read every payload's indices and values, write the sum once."""
-    return rows * n * 4.0 + rows * PAYLOADS * count_kept(n, DENSITY) * 8.0
+    k = count_kept(rows * n, DENSITY)
+    return floor_bytes("aggregate_sparse", 1, Sizes(n=rows * n, k=k, C=PAYLOADS))
 
 
 def _weights(device: torch.device) -> Tensor:

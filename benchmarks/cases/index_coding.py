@@ -10,6 +10,8 @@ from fedsynsam import use_backend
 from fedsynsam.ops import count_kept, decode_indices, encode_indices, index_words, topk
 from fedsynsam.ops.index_coding import DecodedIndices
 
+from ..bytes import Sizes
+from ..bytes import floor as floor_bytes
 from ..case import Built, Case, like, normal
 from .topk import DENSITIES
 from .topk import label as topk_label
@@ -18,7 +20,7 @@ from .topk import label as topk_label
 def floor(density: float, rows: int, n: int) -> float:
     """The indices as int32 and the packed words, one read and the other written."""
     k = count_kept(n, density)
-    return 4.0 * rows * (k + index_words(n, k))
+    return floor_bytes("encode_indices", rows, Sizes(n=n, k=k))
 
 
 def build_encode(density: float, rows: int, n: int, device: torch.device) -> Built:

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from fedsynsam.ops import Quantized, dequantize, quantize
 
+from ..bytes import Sizes
+from ..bytes import floor as floor_bytes
 from ..case import Built, Case, like, normal
 
 BUCKET = 512
 BITS = (1, 2, 4, 8)
 
 
-def floor(bits: int, per_element: int, rows: int, n: int) -> float:
-    """Codes, one scale a bucket, and `per_element` bytes of float32 read or written."""
-    return rows * n * (per_element + bits / 8 + 4 / BUCKET)
+def floor(op: str, bits: int, rows: int, n: int) -> float:
+    """Codes, one scale a bucket, and what is read and written in float32."""
+    return floor_bytes(op, rows, Sizes(n=n, b=bits, B=BUCKET))
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -114,7 +116,7 @@ CASES = (
         Case(
             op="quantize",
             label=f"quantize {bits} bit{' + residual' if with_residual else ''}",
-            floor=partial(floor, bits, 12 if with_residual else 4),
+            floor=partial(floor, "quantize + residual" if with_residual else "quantize", bits),
             build=partial(build_quantize, bits, with_residual),
             bits=bits,
             goal="quantize" if bits == 4 else None,
@@ -127,7 +129,7 @@ CASES = (
         Case(
             op="dequantize",
             label=f"dequantize {bits} bit",
-            floor=partial(floor, bits, 4),
+            floor=partial(floor, "dequantize", bits),
             build=partial(build_dequantize, bits),
             bits=bits,
         )

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from fedsynsam.ops import sam_perturb, sam_step
 
+from ..bytes import Sizes
+from ..bytes import floor as floor_bytes
 from ..case import Built, Case, like, normal
 
 RHO, BETA = 0.05, 0.9
 LR, DECAY, MOMENTUM = 1e-4, 5e-4, 0.9
 
 
-def floor(per_element: int, rows: int, n: int) -> float:
-    """`per_element` bytes of float32 read or written."""
-    return float(per_element) * rows * n
+def floor(op: str, rows: int, n: int) -> float:
+    """What is read and written in float32."""
+    return floor_bytes(op, rows, Sizes(n=n))
 
 
 def build_perturb(mixed: bool, rows: int, n: int, device: torch.device) -> Built:
@@ -61,7 +63,7 @@ CASES = (
         Case(
             op="sam_perturb",
             label=f"sam_perturb{' mixed' if mixed else ''}",
-            floor=partial(floor, 24 if mixed else 16),
+            floor=partial(floor, "sam_perturb mixed" if mixed else "sam_perturb"),
             build=partial(build_perturb, mixed),
             goal="sam",
             compiled=True,
@@ -73,7 +75,7 @@ CASES = (
         Case(
             op="sam_step",
             label=f"sam_step{' + momentum' if momentum else ''}",
-            floor=partial(floor, 20 if momentum else 12),
+            floor=partial(floor, "sam_step + momentum" if momentum else "sam_step"),
             build=partial(build_step, momentum),
             goal="sam",
             compiled=True,

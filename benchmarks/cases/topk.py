@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fedsynsam.ops import TopK, chunk_count_kept, chunk_topk, count_kept, topk
 
+from ..bytes import Sizes
+from ..bytes import floor as floor_bytes
 from ..case import Built, Case, like, normal
 
 CHUNK = 4096
@@ -18,7 +20,7 @@ DENSITIES = (0.001, 0.01, 0.1)
 
 def floor(rows: int, n: int) -> float:
     """Read the update, read the residual, write the residual."""
-    return 12.0 * rows * n
+    return floor_bytes("topk", rows, Sizes(n=n))
 
 
 def outputs(update: Tensor, k: int) -> TopK:

@@ -59,21 +59,6 @@ void bind_aggregate(py::module_& m) {
 // --- topk, index_coding ---
 namespace {
 
-fedsynsam::TopKArguments topk_arguments(uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n,
-                                        uintptr_t indices, uintptr_t values, uintptr_t new_residual,
-                                        uintptr_t nonfinite, int threads) {
-  return {pointer<const void>(update),
-          static_cast<fedsynsam::Dtype>(dtype),
-          pointer<const float>(residual),
-          rows,
-          n,
-          pointer<int32_t>(indices),
-          pointer<float>(values),
-          pointer<float>(new_residual),
-          pointer<bool>(nonfinite),
-          threads};
-}
-
 void bind_topk(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.def(

@@ -22,6 +22,21 @@ T* pointer(uintptr_t address) {
 
 using Addresses = std::vector<uintptr_t>;
 
+inline TopKArguments topk_arguments(uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n,
+                                    uintptr_t indices, uintptr_t values, uintptr_t new_residual, uintptr_t nonfinite,
+                                    int threads) {
+  return {pointer<void>(update),
+          static_cast<Dtype>(dtype),
+          pointer<float>(residual),
+          rows,
+          n,
+          pointer<int32_t>(indices),
+          pointer<float>(values),
+          pointer<float>(new_residual),
+          pointer<bool>(nonfinite),
+          threads};
+}
+
 inline QuantizeArgs quantize_arguments(uintptr_t update, int dtype, uintptr_t residual, uintptr_t seeds, int64_t rows,
                                        int64_t n, int bits, int64_t bucket, int norm, int rounding, uintptr_t codes,
                                        uintptr_t scales, uintptr_t new_residual, uintptr_t nonfinite) {

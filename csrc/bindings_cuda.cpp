@@ -26,6 +26,29 @@ void bind_index_coding(py::module_& m) {
       py::call_guard<py::gil_scoped_release>());
 }
 
+void bind_topk(py::module_& m) {
+  m.def("topk_cuda_scratch", &fedsynsam::topk_cuda_scratch);
+  m.def(
+      "topk_cuda",
+      [](uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n, int64_t k, uintptr_t indices,
+         uintptr_t values, uintptr_t new_residual, uintptr_t nonfinite, uintptr_t scratch, uintptr_t stream) {
+        return fedsynsam::topk_cuda(
+            topk_arguments(update, dtype, residual, rows, n, indices, values, new_residual, nonfinite, 0), k,
+            pointer<uint32_t>(scratch), pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "chunk_topk_cuda",
+      [](uintptr_t update, int dtype, uintptr_t residual, int64_t rows, int64_t n, int64_t chunk, int64_t k_chunk,
+         int64_t k_tail, uintptr_t indices, uintptr_t values, uintptr_t new_residual, uintptr_t nonfinite,
+         uintptr_t scratch, uintptr_t stream) {
+        return fedsynsam::chunk_topk_cuda(
+            topk_arguments(update, dtype, residual, rows, n, indices, values, new_residual, nonfinite, 0), chunk,
+            k_chunk, k_tail, pointer<uint32_t>(scratch), pointer<void>(stream));
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
 void bind_quantize(py::module_& m) {
   m.def(
       "quantize_cuda",
@@ -104,6 +127,7 @@ void bind_sam(py::module_& m) {
 
 void bind_cuda(py::module_& m) {
   m.def("cuda_error", &cuda_error);
+  bind_topk(m);
   bind_index_coding(m);
   bind_quantize(m);
   bind_aggregate(m);

@@ -43,6 +43,12 @@ void decode_indices_cpu(const uint32_t* words, int64_t rows, int64_t n, int64_t 
                         int threads);
 
 #ifdef FEDSYNSAM_CUDA
+// `scratch` is of topk_cuda_scratch(rows, n, chunk) words of 16-byte aligned memory; chunk = n for topk.
+int64_t topk_cuda_scratch(int64_t rows, int64_t n, int64_t chunk);
+int topk_cuda(const TopKArguments& args, int64_t k, uint32_t* scratch, void* stream);
+int chunk_topk_cuda(const TopKArguments& args, int64_t chunk, int64_t k_chunk, int64_t k_tail, uint32_t* scratch,
+                    void* stream);
+
 int encode_indices_cuda(const int32_t* indices, int64_t rows, int64_t k, int64_t n, uint32_t* words, void* stream);
 // `counts` is scratch of rows * decode_indices_cuda_counts(n, k) words.
 int64_t decode_indices_cuda_counts(int64_t n, int64_t k);

@@ -17,28 +17,12 @@ namespace {
 constexpr int64_t kSerial = 65536;  // below this many elements threads cost more than they give
 constexpr int64_t kBatch = 65536;   // elements that a thread takes at a time
 
-// `full` pieces of `length` in each row, with k elements emitted of each, and a shorter last one if `tail` > 0.
-struct Pieces {
-  int64_t length, k, full, tail, k_tail;
-
-  Pieces(int64_t n, int64_t length, int64_t k, int64_t k_tail)
-      : length(length), k(k), full(length ? n / length : 0), tail(length ? n % length : 0), k_tail(k_tail) {}
-
-  int64_t per_row() const { return full + (tail > 0 ? 1 : 0); }
-  int64_t emitted_per_row() const { return full * k + (tail > 0 ? k_tail : 0); }
-  Piece at(int64_t i) const {
-    const int64_t row = i / per_row(), p = i % per_row();
-    const bool is_full = p < full;
-    return {row, p * length, is_full ? length : tail, is_full ? k : k_tail, row * emitted_per_row() + p * k};
-  }
-};
-
 void flag(bool* nonfinite) { __atomic_store_n(nonfinite, true, __ATOMIC_RELAXED); }
 
 // Each piece on one thread.
 void emit_side_by_side(const TopKArguments& args, const Pieces& pieces, Store store, int threads) {
   std::vector<std::unique_ptr<Scratch>> scratch(static_cast<size_t>(threads));
-  const int64_t cached = std::min(pieces.full > 0 ? pieces.length : pieces.tail, kCachedPiece);
+  const int64_t cached = std::min(pieces.longest(), kCachedPiece);
   for (auto& one : scratch) one = std::make_unique<Scratch>(cached);
   const int64_t batch = std::max<int64_t>(1, kBatch / pieces.length);
   parallel_for(args.rows * pieces.per_row(), threads, batch, [&](int64_t i, int thread) {

@@ -25,12 +25,11 @@ Sample draw(const TopKArguments& args, const Piece& piece) {
   const int64_t runs = piece.count / kRun;
   const int64_t drawn = std::min(runs, std::clamp(runs / kShare, kLeastRuns, kMostRuns));
   Sample sample{uninitialized<float>(drawn * kRun), drawn};
-  const int64_t base = piece.row * args.n + piece.begin, stride = drawn ? runs / drawn : 1;
+  const int64_t base = piece.row * args.n + piece.begin;
   for (int64_t j = 0; j < drawn; ++j) {
-    // One run of each stride; a multiplicative hash spreads them within it, so that no period of the data is met.
-    const int64_t jitter =
-        static_cast<int64_t>((static_cast<uint64_t>(j) * 0x9E3779B97F4A7C15u >> 33) % static_cast<uint64_t>(stride));
-    const int64_t run = j * stride + jitter;
+    // One run of each of `drawn` equal shares; a hash places it within its share, so that no period of the data is met.
+    const uint64_t hash = static_cast<uint64_t>(j) * 0x9E3779B97F4A7C15u >> 33;
+    const int64_t run = (j * runs + static_cast<int64_t>(hash % static_cast<uint64_t>(runs))) / drawn;
     float* a = sample.a.get() + j * kRun;
     sample.top = std::max(sample.top, accumulate(args, base + run * kRun, kRun, a, Store::plain));
   }

@@ -5,10 +5,9 @@
 #include <string>
 #include <vector>
 
-namespace fedsynsam::topk {
+#include "numerics/topk.h"
 
-// No key is at least this one: a threshold that takes nothing.
-constexpr uint32_t kNever = 0x80000000u;
+namespace fedsynsam::topk {
 
 // Vectors are padded to this many elements where a loop may run over their end.
 constexpr int64_t kPad = 16;

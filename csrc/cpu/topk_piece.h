@@ -16,11 +16,6 @@ constexpr int64_t kCachedPiece = 65536;
 // Half-precision elements are converted, and streamed pieces handled, this many at a time: a few fit the L1 cache.
 constexpr int64_t kTile = 4096;
 
-// Elements [begin, begin + count) of `row`; the emitted ones go to `out`, an offset into indices and values.
-struct Piece {
-  int64_t row, begin, count, k, out;
-};
-
 // Memory of one thread for pieces of up to `count` elements.
 struct Scratch {
   explicit Scratch(int64_t count);

@@ -10,6 +10,7 @@
 // does not hold exactly k ones writes nothing in (2).
 #include <cstdint>
 
+#include "block.h"
 #include "fedsynsam.h"
 #include "launch.h"
 #include "numerics/index_coding.h"
@@ -20,7 +21,6 @@ namespace {
 using index_coding::Layout;
 
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 
 // ---- encoding ----
 
@@ -123,27 +123,6 @@ struct Shares {
   }
 };
 
-// Adds one value per thread; every thread gets the sum, and in `before` that of the threads before it.
-__device__ uint32_t block_scan(uint32_t value, uint32_t& before) {
-  __shared__ uint32_t warp_sums[kWarps];
-  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  uint32_t running = value;
-  for (unsigned offset = 1; offset < 32; offset *= 2) {
-    const uint32_t other = __shfl_up_sync(kAllLanes, running, offset);
-    if (lane >= offset) running += other;
-  }
-  __syncthreads();  // a previous call's readers are done
-  if (lane == 31) warp_sums[warp] = running;
-  __syncthreads();
-  uint32_t sum = 0;
-  before = running - value;
-  for (unsigned w = 0; w < kWarps; ++w) {
-    if (w < warp) before += warp_sums[w];
-    sum += warp_sums[w];
-  }
-  return sum;
-}
-
 // Also opens the row's verdict, with what needs no index: the padding.
 __global__ void __launch_bounds__(kThreads)
     count_ones(const uint32_t* words, int64_t k, Layout layout, Shares shares, uint32_t* counts, bool* valid) {
@@ -153,7 +132,7 @@ __global__ void __launch_bounds__(kThreads)
   uint32_t count = 0, before;
   int64_t w = share * shares.tiles * kTile + threadIdx.x;
   for (int64_t tile = 0; tile < shares.tiles && w < layout.high_words; ++tile, w += kTile) count += __popc(high[w]);
-  count = block_scan(count, before);
+  count = block_scan<kThreads>(count, before);
   if (threadIdx.x != 0) return;
   counts[blockIdx.x] = count;
   if (share != 0) return;
@@ -173,8 +152,8 @@ __device__ Ranks add_counts(const uint32_t* counts, Shares shares, int64_t share
     mine += count;
     if (b < share) mine_before += count;
   }
-  const uint32_t before = block_scan(mine_before, ignored);
-  return {before, block_scan(mine, ignored)};
+  const uint32_t before = block_scan<kThreads>(mine_before, ignored);
+  return {before, block_scan<kThreads>(mine, ignored)};
 }
 
 // Whether the index of rank i, whose one is at `bit`, is above that of rank i - 1. High parts never descend; they are
@@ -194,7 +173,7 @@ struct Tile {
 __device__ Tile list_ones(uint32_t ones) {
   __shared__ uint16_t places[kTile * 32];
   uint32_t rank;
-  const uint32_t count = block_scan(static_cast<uint32_t>(__popc(ones)), rank);
+  const uint32_t count = block_scan<kThreads>(static_cast<uint32_t>(__popc(ones)), rank);
   for (; ones != 0; ones &= ones - 1u, ++rank) {
     places[rank] = static_cast<uint16_t>(threadIdx.x * 32 + __ffs(static_cast<int>(ones)) - 1);
   }

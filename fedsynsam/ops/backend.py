@@ -27,7 +27,8 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 # The GPU backends that have each operation, the faster one first; the others refuse with a reason instead of running
 # elsewhere.
 GPU_BACKENDS: dict[str, tuple[str, ...]] = {
-    "chunk_topk": ("triton",),
+    "topk": ("cuda",),
+    "chunk_topk": ("cuda", "triton"),
     "encode_indices": ("cuda", "triton"),
     "decode_indices": ("cuda", "triton"),
     "quantize": ("cuda",),

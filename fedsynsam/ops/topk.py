@@ -19,7 +19,7 @@ from torch import Tensor
 from ..kernels.reference import topk as reference
 from . import backend
 from .arguments import DTYPES, check_apart
-from .extension import loaded
+from .extension import launch, loaded
 from .library import register
 from .topk_arguments import (
     MAX_ELEMENTS,
@@ -104,8 +104,12 @@ def _contiguous(update: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor
 
 def _topk_into(update: Tensor, residual: Tensor | None, k: int, *outputs: Tensor) -> None:
     _check_apart(update, residual, outputs)
-    if backend.choose("topk", update.device) == "cpu":
+    chosen = backend.choose("topk", update.device)
+    if chosen == "cpu":
         loaded().topk_cpu(*_pointers(update, residual), k, *_addresses(outputs), torch.get_num_threads())
+    elif chosen == "cuda":
+        scratch = _scratch(update, update.shape[1])
+        launch("topk", update, *_pointers(update, residual), k, *_addresses(outputs), scratch.data_ptr())
     else:
         _copy(reference.topk(update, residual, k), outputs)
 
@@ -116,6 +120,9 @@ def _chunk_topk_into(update: Tensor, residual: Tensor | None, density: float, ch
     chosen = backend.choose("chunk_topk", update.device)
     if chosen == "cpu":
         loaded().chunk_topk_cpu(*_pointers(update, residual), *kept, *_addresses(outputs), torch.get_num_threads())
+    elif chosen == "cuda":
+        scratch = _scratch(update, chunk)
+        launch("chunk_topk", update, *_pointers(update, residual), *kept, *_addresses(outputs), scratch.data_ptr())
     elif chosen == "triton":
         from ..kernels.triton import topk as kernels  # only here: the package works without Triton
 
@@ -123,6 +130,13 @@ def _chunk_topk_into(update: Tensor, residual: Tensor | None, density: float, ch
             kernels.chunk_topk_into(update, residual, *kept, *outputs)
     else:
         _copy(reference.chunk_topk(update, residual, *kept), outputs)
+
+
+def _scratch(update: Tensor, chunk: int) -> Tensor:
+    """Memory of the CUDA kernels, held until the launch; afterwards PyTorch's allocator keeps it for the stream."""
+    rows, n = update.shape
+    words: int = loaded().topk_cuda_scratch(rows, n, chunk)
+    return torch.empty(words, dtype=torch.int32, device=update.device)
 
 
 def _pointers(update: Tensor, residual: Tensor | None) -> tuple[int, ...]:

@@ -40,8 +40,7 @@ def compile_case(case: Case, architecture: int) -> Usage:
 
     names = case.kernel.arg_names
     signature = {name: case.signature.get(name, "constexpr") for name in names}
-    aligned = [name for name, kind in case.signature.items() if kind.startswith(("*", "i"))]
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    attributes = {place: [["tt.divisibility", 16]] for place in _places(case, ("*", "i"))}
     compiled = triton.compile(
         ASTSource(case.kernel, signature, case.constants, attributes),
         target=GPUTarget("cuda", architecture, 32),
@@ -51,6 +50,16 @@ def compile_case(case: Case, architecture: int) -> Usage:
     fused = "fma.rn.f32" in compiled.asm["ptx"]
     fault = "spills" if stack else "fuses multiply and add" if fused else ""
     return Usage(case.name, architecture, registers, shared, stack, fault, f"triton {triton.__version__}")
+
+
+def _places(case: Case, kinds: tuple[str, ...]) -> Iterator[tuple[int, ...]]:
+    """Where the arguments whose type starts with one of `kinds` stand, those within tuples too."""
+    for position, name in enumerate(case.kernel.arg_names):
+        kind = case.signature.get(name, "")
+        if isinstance(kind, tuple):
+            yield from ((position, i) for i, each in enumerate(kind) if each.startswith(kinds))
+        elif kind.startswith(kinds):
+            yield (position,)
 
 
 def resources(cubin: bytes) -> tuple[int, int, int]:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from ..errors import BackendError
 
 MAX_GRID = 2**31 - 1  # programs of one launch
+PAYLOADS = 32  # that one launch of aggregate adds
+MAX_BUCKET = 4096  # values of a bucket that one program of quantize holds
 MAX_CHUNK = 8192  # elements of a chunk that one program of chunk_topk holds
 
 
@@ -92,6 +94,34 @@ def chunk_topk(chunk: int) -> ChunkLaunch:
     """
     block = max(32, _power_of_two(chunk))
     return ChunkLaunch(block, max(1, block // 256), 1024, 32)
+
+
+class BucketLaunch(NamedTuple):
+    """A program of quantize holds `group` buckets; a flagged row is rewritten by tiles of `repair_block`."""
+
+    group: int
+    num_warps: int
+    repair_block: int
+    repair_tiles: int
+
+
+def quantize(bucket: int) -> BucketLaunch:
+    """Return the launch of quantize and dequantize for buckets of at most MAX_BUCKET values (a power of two).
+
+    4096 values a program, 32 a thread: eight 16-byte loads in flight.
+    """
+    return BucketLaunch(max(1, 4096 // bucket), 4, 1024, 32)
+
+
+class SparseSumLaunch(NamedTuple):
+    """A program of aggregate_sparse owns `range` outputs and adds `lanes` entries at a time."""
+
+    range: int
+    lanes: int
+    search_lanes: int
+
+
+SPARSE_SUM = SparseSumLaunch(8192, 256, 128)
 
 
 def _power_of_two(n: int) -> int:

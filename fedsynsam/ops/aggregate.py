@@ -10,6 +10,7 @@ calls changes nothing. Payloads arrive one by one and may differ in length, henc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -113,6 +114,9 @@ def _sparse_into(indices: list[Tensor], values: list[Tensor], weights: Tensor, a
         loaded().aggregate_sparse_cpu(*arguments, out.data_ptr(), torch.get_num_threads())
     elif chosen == "cuda":
         launch("aggregate_sparse", out, *arguments, out.data_ptr())
+    elif chosen == "triton":
+        with torch.cuda.device_of(out):
+            _triton().sparse_into(indices, values, weights, accumulate, out)
     else:
         out.copy_(reference.aggregate_sparse(indices, values, weights, _start(accumulate, out)))
 
@@ -134,8 +138,17 @@ def _codes_into(
         loaded().aggregate_codes_cpu(*arguments, torch.get_num_threads())
     elif chosen == "cuda":
         launch("aggregate_codes", out, *arguments)
+    elif chosen == "triton":
+        with torch.cuda.device_of(out):
+            _triton().codes_into(codes, scales, weights, bits, bucket, accumulate, out)
     else:
         out.copy_(reference.aggregate_codes(codes, scales, weights, _start(accumulate, out), bits, bucket))
+
+
+def _triton() -> ModuleType:
+    from ..kernels.triton import aggregate  # only here: the package works without Triton
+
+    return aggregate
 
 
 def _start(accumulate: bool, out: Tensor) -> Tensor:

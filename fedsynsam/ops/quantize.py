@@ -15,6 +15,7 @@ seeds give equal codes on every machine and for every number of threads, and E[q
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -143,6 +144,12 @@ def _quantize_into(
         for output, result in zip(outputs.values(), results, strict=True):
             output.copy_(result)
         return
+    if chosen == "triton":
+        with torch.cuda.device_of(update):
+            _triton().quantize_into(
+                update, seeds, residual, bits, bucket, norm, rounding, codes, scales, new_residual, nonfinite
+            )
+        return
     source = update.data_ptr(), DTYPES[update.dtype], address(residual), seeds.data_ptr(), *update.shape
     target = codes.data_ptr(), scales.data_ptr(), 0 if residual is None else new_residual.data_ptr()
     arguments = *source, bits, bucket, NORMS[norm], ROUNDINGS[rounding], *target, nonfinite.data_ptr()
@@ -160,8 +167,17 @@ def _dequantize_into(codes: Tensor, scales: Tensor, bits: int, bucket: int, out:
         loaded().dequantize_cpu(*arguments, torch.get_num_threads())
     elif chosen == "cuda":
         launch("dequantize", codes, *arguments)
+    elif chosen == "triton":
+        with torch.cuda.device_of(codes):
+            _triton().dequantize_into(codes, scales, bits, bucket, out)
     else:
         out.copy_(reference.dequantize(codes, scales, out.shape[1], bits, bucket))
+
+
+def _triton() -> ModuleType:
+    from ..kernels.triton import quantize  # only here: the package works without Triton
+
+    return quantize
 
 
 # ---- operators ----

@@ -1,6 +1,6 @@
 """The Triton kernels as `python -m fedsynsam.kernels.aot` compiles them: a module an operation. Needs Triton."""
 
-from . import index_coding, sam, topk
+from . import aggregate, index_coding, quantize, sam, topk
 from .case import Case
 
 __all__ = ["Case", "all_cases"]
@@ -8,4 +8,4 @@ __all__ = ["Case", "all_cases"]
 
 def all_cases() -> list[Case]:
     """Return the specializations of every kernel, operation by operation."""
-    return [case for operation in (index_coding, sam, topk) for case in operation.cases()]
+    return [case for operation in (aggregate, index_coding, quantize, sam, topk) for case in operation.cases()]

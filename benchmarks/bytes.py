@@ -74,7 +74,7 @@ class Entry:
 
     floor: str  # a key of FLOORS
     backend: str
-    source: str
+    source: str  # a path, or a pattern of paths
     launches: tuple[Kernel, ...]
     sizes: Sizes = Sizes()
     when: str = ""
@@ -116,9 +116,62 @@ def _coding(backend: str, source: str) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
+TOPK = "csrc/cuda/topk*.cu"
+DENSE = Sizes(k=10_000_000)
+# What collect lists, in elements: a sample's bracket is wider than what is kept, and a little wider than its goal.
+SPARSE_LISTED, DENSE_LISTED = "1.15*d", "0.015"
+
+
+def _topk(listed: str, emit: str, sizes: Sizes, when: str) -> Entry:
+    """Six bytes for each that is listed, written once and read in every round, in count and in emit."""
+    launches = [("estimate", "0"), ("collect", f"u + 8 + 6*{listed}"), ("put_back", "0")]
+    launches += [(f"find<{digit}>", f"4*{listed}") for digit in range(3)]
+    launches += [("count", f"4*{listed}"), ("emit", emit), ("undo_rows", "0")]
+    return Entry(
+        "topk", "cuda", TOPK, (Kernel("(memset)", "0"), *(Kernel(*launch) for launch in launches)), sizes, when
+    )
+
+
 QUANTIZE, AGGREGATE = "csrc/cuda/quantize.cu", "csrc/cuda/aggregate.cu"
 LARGE = Sizes(B=4096)
 ENTRIES: tuple[Entry, ...] = (
+    # A loser that is put back takes a sector of 32 bytes; winners that are zeroed share theirs, of eight elements.
+    _topk(SPARSE_LISTED, "6*1.15*d + 8*d + 32*0.15*d", Sizes(), "d ≤ 1/64"),
+    _topk(DENSE_LISTED, "4 + 8*d + 4*(1 - (1 - d)**8)", DENSE, "d > 1/64 (figures: d = 0.1)"),
+    Entry(
+        "topk",
+        "cuda",
+        TOPK,
+        tuple(
+            Kernel(*launch)
+            for launch in (
+                ("(memset)", "0"),
+                ("estimate", "0"),
+                ("collect", "u + 8"),
+                ("put_back", "0"),
+                ("find<0>", "4"),
+                ("find<1>", "4"),
+                ("find<2>", "4"),
+                ("count", "4"),
+                ("emit", "4 + 8*d + 4*(1 - (1 - d)**8)"),
+                ("undo_rows", "0"),
+            )
+        ),
+        when="estimate failed",
+    ),
+    Entry(
+        "topk",
+        "cuda",
+        TOPK,
+        (Kernel("(memset)", "0"), Kernel("emit_tile", "u + 8 + 8*d"), Kernel("undo_rows", "0")),
+        when="n ≤ 4096",
+    ),
+    Entry(
+        "chunk_topk",
+        "cuda",
+        TOPK,
+        (Kernel("(memset)", "0"), Kernel("emit_tile", "u + 8 + 8*d"), Kernel("undo_rows", "0")),
+    ),
     Entry(
         "chunk_topk",
         "triton",
@@ -148,7 +201,18 @@ ENTRIES: tuple[Entry, ...] = (
             ),
         )
     ),
+    *(
+        Entry(
+            f"quantize{given}",
+            "triton",
+            "kernels/triton/quantize.py",
+            (Kernel("(memset)", "0"), Kernel("quantize_buckets", moves), Kernel("rewrite_flagged", "0")),
+            when="B ≤ 4096",
+        )
+        for given, moves in (("", "u + b/8 + 4/B"), (" + residual", "u + 8 + b/8 + 4/B"))
+    ),
     Entry("dequantize", "cuda", AGGREGATE, (Kernel("dequantize_counters", "4 + b/8 + 4/B"),)),
+    Entry("dequantize", "triton", "kernels/triton/quantize.py", (Kernel("dequantize_buckets", "4 + b/8 + 4/B"),)),
     Entry(
         "aggregate_codes",
         "cuda",
@@ -162,6 +226,20 @@ ENTRIES: tuple[Entry, ...] = (
         AGGREGATE,
         (Kernel("add_sparse", "8*C*d + 4 + 8*(ceil(C/32) - 1)"),),
         when="a launch for every 32 payloads",
+    ),
+    Entry(
+        "aggregate_codes",
+        "triton",
+        "kernels/triton/aggregate.py",
+        (Kernel("sum_codes", "C*(b/8 + 4/B) + 4 + 8*(ceil(C/32) - 1)"),),
+        when="a launch for every 32 payloads",
+    ),
+    Entry(
+        "aggregate_sparse",
+        "triton",
+        "kernels/triton/aggregate.py",
+        (Kernel("find_starts", "0"), Kernel("sum_sparse", "8*C*d + 4 + 8*(ceil(C/32) - 1)")),
+        when="two launches for every 32 payloads; sums in the caches",
     ),
     *_sam("cuda", "csrc/cuda/sam.cu"),
     *_sam("triton", "kernels/triton/sam.py"),
@@ -203,7 +281,11 @@ def _line(entry: Entry) -> tuple[object, ...]:
 
 
 def _pretty(formula: str) -> str:
-    return "≈ 0" if formula == "0" else formula.replace("*", "·").replace("ceil(C/32)", "⌈C/32⌉").replace("- 1", "− 1")
+    return (
+        "≈ 0"
+        if formula == "0"
+        else formula.replace("**8", "⁸").replace("*", "·").replace("ceil(C/32)", "⌈C/32⌉").replace(" - ", " − ")
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

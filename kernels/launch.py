@@ -113,6 +113,11 @@ def quantize(bucket: int) -> BucketLaunch:
     return BucketLaunch(max(1, 4096 // bucket), 4, 1024, 32)
 
 
+def sum_codes(bucket: int) -> BucketLaunch:
+    """Return the launch of aggregate_codes: a large bucket takes more threads, for the sake of registers."""
+    return quantize(bucket)._replace(num_warps=4 if bucket <= 1024 else 8)
+
+
 class SparseSumLaunch(NamedTuple):
     """A program of aggregate_sparse owns `range` outputs and adds `lanes` entries at a time."""
 

@@ -12,7 +12,7 @@ def cases() -> list[Case]:
     found = []
     counts = (1, launch.PAYLOADS)
     for bits, bucket, count in ((4, 512, 1), *((bits, 512, launch.PAYLOADS) for bits in (1, 2, 4, 8)), (4, 4096, 32)):
-        size = launch.quantize(bucket)
+        size = launch.sum_codes(bucket)
         signature = {"codes": ("*u8",) * count, "scales": ("*fp32",) * count, "weights": "*fp32", "out": "*fp32"}
         signature |= {"n": "i32", "buckets": "i32", "count": "i32"}
         flags = {"ACCUMULATE": False, "COUNT": count, "BITS": bits, "BUCKET": bucket, "GROUP": size.group}

@@ -161,7 +161,7 @@ def codes_into(
     if _is_trivial(codes, accumulate, out):
         return
     check_bucket(bucket)
-    size = launch.quantize(bucket)
+    size = launch.sum_codes(bucket)
     for first in range(0, len(codes), launch.PAYLOADS):
         (some, of_them), count = _padded(codes, scales, first)
         sum_codes[launch.grid("aggregate_codes", -(-buckets // size.group))](

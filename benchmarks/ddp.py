@@ -7,7 +7,7 @@ same load. A row holds what a hook has reached after `step` steps:
     train_loss            mean over ranks and over the steps since the row before
     test_loss, accuracy   on the 2,000 test images
     handed                bytes that a rank hands to its collectives in a step: payload or tensor
-    sent                  bytes that leave a rank in a step, as its TCP sockets counted them (Linux), headers not counted
+    sent                  bytes that leave a rank in a step, as its TCP sockets counted them (Linux), without headers
     ring                  what a ring needs: (R - 1) · handed to gather, 2 (R - 1) / R · handed to reduce
     step_ms               median of a step: forward, backward with its hook, and the optimizer; of the slowest rank
 

@@ -11,8 +11,8 @@ same load. A row holds what a hook has reached after `step` steps:
     ring                  what a ring needs: (R - 1) · handed to gather, 2 (R - 1) / R · handed to reduce
     step_ms               median of a step: forward, backward with its hook, and the optimizer; of the slowest rank
 
-Bytes and times leave the warm-up out, in which DDP lays out its buckets and PowerSGD reduces whole gradients. Draws
-FILE.png.
+Bytes and times a step leave ten steps of warm-up out, in the first of which DDP lays out its buckets and PowerSGD reduces
+whole gradients; `sent_total` counts from the start. Draws FILE.png.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def lane(hook: str, data: Dataset, seed: int) -> Lane:
         parallel.register_comm_hook(None, default_hooks.fp16_compress_hook)
     elif hook.startswith("PowerSGD"):
         state = powerSGD_hook.PowerSGDState(
-            None, matrix_approximation_rank=int(hook.split()[-1]), start_powerSGD_iter=WARM_UP, random_seed=seed
+            None, matrix_approximation_rank=int(hook.split()[-1]), start_powerSGD_iter=2, random_seed=seed
         )
         parallel.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
     elif hook != "none":
@@ -153,6 +153,7 @@ def row(one: Lane, data: Dataset, seed: int, step: int, since: int) -> Row:
         "train_loss": statistics.fmean(one.losses[-since:]),
         "handed": statistics.fmean(one.handed[counted]),
         "sent": statistics.fmean(one.sent[counted]),
+        "sent_total": sum(one.sent),
         "step_ms": 1e3 * statistics.median(one.seconds[counted]),
     }
     ranks: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
@@ -166,7 +167,7 @@ def row(one: Lane, data: Dataset, seed: int, step: int, since: int) -> Row:
     return {
         "ranks": size, "seed": seed, "hook": one.hook, "step": step,
         "train_loss": mean["train_loss"], "test_loss": test_loss, "accuracy": accuracy,
-        "handed": mean["handed"], "sent": mean["sent"],
+        "handed": mean["handed"], "sent": mean["sent"], "sent_total": mean["sent_total"],
         "ring": mean["handed"] * (size - 1 if gathers else 2 * (size - 1) / size),
         "step_ms": max(rank["step_ms"] for rank in ranks),
     }  # fmt: skip
@@ -243,7 +244,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             mine = [row for row in rows if (row["ranks"], row["hook"]) == (size, hook)]
             steps = sorted({int(row["step"]) for row in mine})
             loss = [statistics.fmean(float(r["test_loss"]) for r in mine if int(r["step"]) == s) for s in steps]
-            sent = [statistics.fmean(float(r["sent"]) * s / 1e6 for r in mine if int(r["step"]) == s) for s in steps]
+            sent = [statistics.fmean(float(r["sent_total"]) / 1e6 for r in mine if int(r["step"]) == s) for s in steps]
             left.plot(steps, loss, color=colour, marker=".", label=hook)
             right.plot(sent, loss, color=colour, marker=".", label=hook)
         left.set(xlabel="step", ylabel=f"test loss, {size} ranks")

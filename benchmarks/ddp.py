@@ -11,8 +11,8 @@ same load. A row holds what a hook has reached after `step` steps:
     ring                  what a ring needs: (R - 1) · handed to gather, 2 (R - 1) / R · handed to reduce
     step_ms               median of a step: forward, backward with its hook, and the optimizer; of the slowest rank
 
-Bytes and times a step leave ten steps of warm-up out, in the first of which DDP lays out its buckets and PowerSGD reduces
-whole gradients; `sent_total` counts from the start. Draws FILE.png.
+Bytes and times a step leave ten steps of warm-up out, in the first of which DDP lays out its buckets and PowerSGD
+reduces whole gradients; `sent_total` counts from the start. Draws FILE.png.
 """
 
 from __future__ import annotations

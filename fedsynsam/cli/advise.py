@@ -153,6 +153,7 @@ def _seconds_of(function: Callable[[], None]) -> float:
 def _table(costs: Sequence[Cost], clients: int, bandwidth: float) -> Table:
     names = ("spec", "payload", "client", "server", "transfer", "round", "pays below")
     table = Table(*names, box=None, padding=(0, 2, 0, 0))
+    table.columns[0].min_width = max(len(cost.spec) for cost in costs)
     for column in table.columns[1:]:
         column.justify = "right"
     for cost in costs:
@@ -188,5 +189,5 @@ def _csv(costs: Sequence[Cost], n: int, clients: int) -> str:
     writer.writerow(["spec", "n", "clients", "wire_bytes", "client_seconds", "server_seconds_each", "pays_below_bps"])
     for cost in costs:
         limit = "" if cost is costs[0] else f"{cost.pays_below(costs[0], clients):.6g}"
-        writer.writerow([cost.spec, n, clients, cost.wire_bytes, f"{cost.client:.6f}", f"{cost.server:.6f}", limit])
+        writer.writerow([cost.spec, n, clients, cost.wire_bytes, f"{cost.client:.4g}", f"{cost.server:.4g}", limit])
     return text.getvalue()

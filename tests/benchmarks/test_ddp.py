@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -47,3 +48,13 @@ def test_bytes(rows: dict[str, dict[str, str]]) -> None:
     assert float(rows["fp16"]["handed"]) == dense / 2
     assert 7.5 < dense / float(rows["quantize:4"]["handed"]) < 8
     assert 8 < dense / float(rows["topk:0.1"]["handed"]) < 9
+
+
+def test_the_page_holds_the_committed_table() -> None:
+    from benchmarks import ddp
+
+    root = Path(__file__).resolve().parents[2]
+    with (root / "benchmarks/results/ddp/cpu.csv").open(newline="") as file:
+        committed = list(csv.DictReader(file))
+    last = max(int(row["step"]) for row in committed)
+    assert ddp.table(committed, last) in (root / "docs/ddp.md").read_text()

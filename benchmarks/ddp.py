@@ -211,7 +211,7 @@ def launch(size: int, seed: int, options: argparse.Namespace) -> list[Row]:
 
 def table(rows: Sequence[Row], last: int) -> str:
     """Return the table of the last step in Markdown, means over seeds."""
-    lines = ["| ranks | hook | test loss | accuracy | sent by a rank | ring formula | time a step |"]
+    lines = ["| ranks | hook | test loss | accuracy | sent, bytes | ring, bytes | time a step |"]
     lines.append("|---|---|---|---|---|---|---|")
     final = [row for row in rows if int(row["step"]) == last]
     for size, hook in dict.fromkeys((row["ranks"], row["hook"]) for row in final):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -41,8 +42,8 @@ class AdviseCommand:
     """Clients whose payloads the server decodes and aggregates in a round, one after the other."""
     specs: str = SPECS
     """Comma list of compressor specs."""
-    repeats: int = 3
-    """Measurements of each; the fastest counts."""
+    repeats: int = 5
+    """Passes over all specs, in turn; the medians count."""
     out: Path | None = None
     """Folder for advice.csv and advice.png."""
 
@@ -77,8 +78,8 @@ def main(argv: Sequence[str]) -> int:
         if value < 1:
             raise ConfigError(f"{name}: is {value}; expected 1 or more")
     specs = [str(compressor(spec)) for spec in re.split(r",(?![^\[]*\])", command.specs)]
-    dense = measure_dense(n, command.repeats)
-    costs = [dense, *(measure(spec, n, command.repeats) for spec in dict.fromkeys(specs))]
+    costs = measure_in_turn(list(dict.fromkeys(specs)), n, command.repeats)
+    dense = costs[0]
     console = Console(highlight=False, soft_wrap=True)
     console.print(_table(costs, command.clients, bandwidth))
     best = min(costs, key=lambda cost: cost.seconds(bandwidth, command.clients))
@@ -94,7 +95,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def measure(spec: str, n: int, repeats: int) -> Cost:
+def measure_in_turn(specs: Sequence[str], n: int, repeats: int) -> list[Cost]:
+    """Return the medians over `repeats` passes of dense and of each spec, so that all share the machine's load."""
+    passes = [[measure_dense(n), *(measure(spec, n) for spec in specs)] for _ in range(repeats)]
+    return [_median(same) for same in zip(*passes, strict=True)]
+
+
+def measure(spec: str, n: int) -> Cost:
     """Time compress + encode, and decode + aggregate of one payload among several, for an update of n values."""
     kind = compressor(spec)
     update = {"w": torch.randn(n, generator=torch.Generator().manual_seed(0))}
@@ -108,11 +115,11 @@ def measure(spec: str, n: int, repeats: int) -> Cost:
     def server() -> None:
         aggregate([Payload.decode(blob, like=update)] * 4)
 
-    client_time = _fastest(client, repeats)
-    return Cost(spec, len(blob), client_time, _fastest(server, repeats) / 4)
+    client_time = _seconds_of(client)
+    return Cost(spec, len(blob), client_time, _seconds_of(server) / 4)
 
 
-def measure_dense(n: int, repeats: int) -> Cost:
+def measure_dense(n: int) -> Cost:
     """The same for a dense update without this library: its bytes as they are, and a running sum on the server."""
     update, total = torch.randn(n, generator=torch.Generator().manual_seed(0)), torch.zeros(n)
     blob = b""
@@ -126,13 +133,27 @@ def measure_dense(n: int, repeats: int) -> Cost:
             warnings.simplefilter("ignore", UserWarning)  # the bytes are not writable; they are only read
             total.add_(torch.frombuffer(blob, dtype=torch.float32), alpha=0.1)
 
-    client_time = _fastest(client, repeats)
-    return Cost(DENSE, len(blob), client_time, _fastest(server, repeats))
+    client_time = _seconds_of(client)
+    return Cost(DENSE, len(blob), client_time, _seconds_of(server))
+
+
+def _median(costs: Sequence[Cost]) -> Cost:
+    client, server = ([getattr(cost, side) for cost in costs] for side in ("client", "server"))
+    return Cost(costs[0].spec, costs[0].wire_bytes, statistics.median(client), statistics.median(server))
+
+
+def _seconds_of(function: Callable[[], None]) -> float:
+    """Time of the second call; the first touches memory for the first time."""
+    function()
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def _table(costs: Sequence[Cost], clients: int, bandwidth: float) -> Table:
     names = ("spec", "payload", "client", "server", "transfer", "round", "pays below")
     table = Table(*names, box=None, padding=(0, 2, 0, 0))
+    table.columns[0].min_width = max(len(cost.spec) for cost in costs)
     for column in table.columns[1:]:
         column.justify = "right"
     for cost in costs:
@@ -140,16 +161,6 @@ def _table(costs: Sequence[Cost], clients: int, bandwidth: float) -> Table:
         limit = "" if cost is costs[0] else _bits(cost.pays_below(costs[0], clients))
         table.add_row(Text(cost.spec), bytes_text(cost.wire_bytes), *map(_seconds, times), limit)
     return table
-
-
-def _fastest(function: Callable[[], None], repeats: int) -> float:
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _number(name: str, text: str) -> float:
@@ -178,5 +189,5 @@ def _csv(costs: Sequence[Cost], n: int, clients: int) -> str:
     writer.writerow(["spec", "n", "clients", "wire_bytes", "client_seconds", "server_seconds_each", "pays_below_bps"])
     for cost in costs:
         limit = "" if cost is costs[0] else f"{cost.pays_below(costs[0], clients):.6g}"
-        writer.writerow([cost.spec, n, clients, cost.wire_bytes, f"{cost.client:.6f}", f"{cost.server:.6f}", limit])
+        writer.writerow([cost.spec, n, clients, cost.wire_bytes, f"{cost.client:.4g}", f"{cost.server:.4g}", limit])
     return text.getvalue()

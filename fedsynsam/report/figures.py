@@ -117,12 +117,20 @@ def save_slices(places: np.ndarray, line: np.ndarray, plane: np.ndarray, path: P
 
 
 def save_advice(curves: dict[str, tuple[float, float]], path: Path, title: str) -> Path:
-    """Draw seconds of a round against bandwidth for each spec, given its fixed seconds and the bits it sends."""
+    """Draw seconds of a round against bandwidth for each spec, given its fixed seconds and the bits it sends.
+
+    A dot marks where a curve crosses the first one, that of dense updates.
+    """
     rates = np.logspace(5, 11, 200)
+    dense_fixed, dense_bits = next(iter(curves.values()))
     with matplotlib.rc_context(STYLE):
         figure, (axis,) = _figure(1, width=7.0, height=4.4)
         for color, (spec, (fixed, bits)) in zip(COLORS, curves.items(), strict=False):
             axis.plot(rates, fixed + bits / rates, color=color, label=spec)
+            if fixed > dense_fixed and bits < dense_bits:
+                crossing = (dense_bits - bits) / (fixed - dense_fixed)
+                if crossing <= rates[-1]:
+                    axis.plot(crossing, fixed + bits / crossing, "o", color=color, markersize=6)
         axis.set(xscale="log", yscale="log", xlabel="uplink of a client, bit/s", ylabel="seconds from update to mean")
         axis.set_title(title)
         axis.legend()

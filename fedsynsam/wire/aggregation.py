@@ -81,9 +81,7 @@ def _add(payloads: Sequence[Payload], weights: Tensor, out: Tensor) -> None:
     """Add Σ weightᵢ · decompress(payloadᵢ) to `out`, in order, for payloads of one kind."""
     plan, n = payloads[0].plan, out.numel()
     if plan.sparse:
-        indices = [payload.tensors["indices"] for payload in payloads]
-        values = [payload.values() for payload in payloads]
-        ops.aggregate_sparse(indices, values, weights, n=n, out=out, accumulate=True)
+        _add_sparse(payloads, weights, out)
     elif plan.bits is None:
         for payload, weight in zip(payloads, weights, strict=True):
             out += payload.tensors["values"] * weight  # two roundings, as in the ops
@@ -91,3 +89,19 @@ def _add(payloads: Sequence[Payload], weights: Tensor, out: Tensor) -> None:
         codes = [payload.tensors["codes"] for payload in payloads]
         scales = [payload.tensors["scales"] for payload in payloads]
         ops.aggregate_codes(codes, scales, weights, n=n, bits=plan.bits, bucket=plan.bucket, out=out, accumulate=True)
+
+
+def _add_sparse(payloads: Sequence[Payload], weights: Tensor, out: Tensor) -> None:
+    """The same for sparse payloads; values are dequantized as they come, for at most a quarter of `out` at a time."""
+    indices, values, shares, held = list[Tensor](), list[Tensor](), list[Tensor](), 0
+    for payload, weight in zip(payloads, weights, strict=True):
+        for some, theirs in payload.sent_parts():
+            if held and held + theirs.numel() > out.numel() // 4:
+                ops.aggregate_sparse(indices, values, torch.stack(shares), n=out.numel(), out=out, accumulate=True)
+                indices, values, shares, held = [], [], [], 0
+            indices.append(some)
+            values.append(theirs)
+            shares.append(weight)
+            held += 0 if payload.plan.bits is None else theirs.numel()
+    if indices:
+        ops.aggregate_sparse(indices, values, torch.stack(shares), n=out.numel(), out=out, accumulate=True)

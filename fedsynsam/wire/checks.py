@@ -1,9 +1,12 @@
 """Judgement of the tensors of a payload that has arrived: each function returns what is wrong, or nothing.
 
-What passes here is legal: finite, in range and in the one form that the encoder would have written.
+What passes here is legal: finite, in range and in the one form that the encoder would have written. Temporaries are of
+one block, so that judging a payload takes no memory worth counting beside the payload.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from .plan import Plan
 # The quantizer's zero bucket: scales below 2^-120 are never sent (the bits of 2^-120 and of the largest float32).
 _SMALLEST_SCALE = (127 - 120) << 23
 _LARGEST_SCALE = 0x7F7FFFFF
+_BLOCK = 1 << 18  # entries judged at a time
 
 
 def _illegal_bytes(bits: int) -> bytes:
@@ -34,7 +38,11 @@ def fault_of_values(values: Tensor) -> str:
     lowest, highest = torch.aminmax(values)  # NaN wins over every number; no temporary of the tensor's size
     if torch.isfinite(lowest) and torch.isfinite(highest):
         return ""
-    position = int((~torch.isfinite(values)).nonzero()[0])
+    position = next(
+        block.start + int(wrong.argmax())
+        for block in _blocks(values.numel())
+        if (wrong := ~np.isfinite(values.numpy()[block])).any()
+    )
     return f"values: entry {position} is {values[position].item()}; all must be finite"
 
 
@@ -51,11 +59,11 @@ def fault_of_scales(scales: Tensor) -> str:
 
 def fault_of_codes(codes: bytes | bytearray, bits: int) -> str:
     """Say which byte of the codes holds the pattern that no code may have."""
-    if not codes.translate(None, _LEGAL[bits]):
-        return ""
-    legal = np.isin(np.frombuffer(codes, np.uint8), np.frombuffer(_LEGAL[bits], np.uint8))
-    position = int(legal.argmin())
-    return f"codes: byte {position} is {codes[position]:#04x}; it holds the illegal code {-(1 << (bits - 1))}"
+    for block in _blocks(len(codes)):
+        if illegal := codes[block].translate(None, _LEGAL[bits]):
+            position = codes.index(illegal[:1], block.start)
+            return f"codes: byte {position} is {codes[position]:#04x}; it holds the illegal code {-(1 << (bits - 1))}"
+    return ""
 
 
 def fault_of_empty_codes(codes: Tensor, scales: Tensor, plan: Plan, n: int) -> str:
@@ -84,33 +92,53 @@ def fault_of_chunks(indices: Tensor, plan: Plan, n: int) -> str:
     """Say which chunk of a chunked top-k does not hold exactly its share of the indices."""
     assert plan.chunk is not None
     share = Plan(density=plan.density).count_sent(plan.chunk)
-    places = np.arange(indices.numel()) // max(share, 1)
-    # Every full chunk holds `share`; the tail's indices follow, whatever their number.
-    places = np.minimum(places, n // plan.chunk)
-    wrong = indices.numpy() // plan.chunk != places
-    if not wrong.any():
-        return ""
-    position = int(wrong.argmax())
-    return f"indices: entry {position} is {int(indices[position])}, outside chunk {places[position]} that it belongs to"
+    for block in _blocks(indices.numel()):
+        found = indices.numpy()[block]
+        places = np.arange(block.start, block.start + len(found)) // max(share, 1)
+        # Every full chunk holds `share`; the tail's indices follow, whatever their number.
+        places = np.minimum(places, n // plan.chunk)
+        wrong = found // plan.chunk != places
+        if wrong.any():
+            first = int(wrong.argmax())
+            return (f"indices: entry {block.start + first} is {found[first]}, "
+                    f"outside chunk {places[first]} that it belongs to")  # fmt: skip
+    return ""
 
 
 def fault_of_index_words(words: np.ndarray, n: int, k: int) -> str:
     """Say what is wrong with an Elias–Fano stream that was refused (slow; only for the error message)."""
     low_bits = max(0, (n // k).bit_length() - 1)
-    bits = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little")
-    low, high = np.split(bits, [-(-k * low_bits // 32) * 32])
+    low, high = np.split(words, [-(-k * low_bits // 32)])
     high_length = k + ((n - 1) >> low_bits)
-    if low[k * low_bits :].any() or high[high_length:].any():
+    if _bits(low, k * low_bits, 32 * len(low)).any() or _bits(high, high_length, 32 * len(high)).any():
         return "indices: padding bits are not 0"
-    ones = np.flatnonzero(high[:high_length])
-    if len(ones) != k:
-        return f"indices: the high bits mark {len(ones)} indices, {k} expected"
-    indices = (ones - np.arange(k)) << low_bits
-    for bit in range(low_bits):
-        indices += low[bit : k * low_bits : low_bits].astype(np.int64) << bit
-    if (indices >= n).any():
-        return f"indices: {int(indices.max())} is out of range for {n} elements"
-    falls = np.flatnonzero(np.diff(indices) <= 0)
-    if len(falls):
-        return f"indices: not ascending at entry {int(falls[0]) + 1}"
-    return "indices: not a canonical Elias-Fano stream"
+    marked = sum(int(_bits(high, block.start, min(block.stop, high_length)).sum()) for block in _blocks(high_length))
+    if marked != k:
+        return f"indices: the high bits mark {marked} indices, {k} expected"
+    done, last, highest, fall = 0, -1, 0, None
+    for block in _blocks(high_length, _BLOCK // 32):  # each may hold as many indices, of up to 32 low bits
+        ones = block.start + np.flatnonzero(_bits(high, block.start, min(block.stop, high_length)))
+        if not len(ones):
+            continue
+        indices = (ones - np.arange(done, done + len(ones))) << low_bits
+        parts = _bits(low, done * low_bits, (done + len(ones)) * low_bits)
+        for bit in range(low_bits):
+            indices += parts[bit::low_bits].astype(np.int64) << bit
+        falls = np.flatnonzero(np.diff(indices, prepend=last) <= 0)
+        if fall is None and len(falls):
+            fall = done + int(falls[0])
+        done, last, highest = done + len(ones), int(indices[-1]), max(highest, int(indices.max()))
+    if highest >= n:
+        return f"indices: {highest} is out of range for {n} elements"
+    return "indices: not a canonical Elias-Fano stream" if fall is None else f"indices: not ascending at entry {fall}"
+
+
+def _bits(words: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Return the bits from `start` to `stop` of 32-bit words, lowest first, as uint8."""
+    some = words[start // 32 : -(-stop // 32)].astype("<u4").view(np.uint8)
+    return np.unpackbits(some, bitorder="little")[start % 32 :][: stop - start]
+
+
+def _blocks(count: int, size: int = _BLOCK) -> Iterator[slice]:
+    """Cut `count` entries into slices of `size`; the last may reach behind them."""
+    return (slice(start, start + size) for start in range(0, count, size))

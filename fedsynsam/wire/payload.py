@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import ops
@@ -15,6 +16,8 @@ from .decoding import decode_tensors
 from .manifest import Manifest, Update
 from .plan import Plan, parse_plan
 from .spec import parse, spell
+
+_PART = 1 << 18  # a multiple of every bucket, which are powers of two up to 2^16
 
 
 class SectionInfo(NamedTuple):
@@ -129,21 +132,38 @@ class Payload:
 
     def values(self) -> Tensor:
         """Return the values sent, float32 [num_sent], dequantized."""
-        if self.plan.bits is None:
-            return self.tensors["values"]
-        codes, scales = self.tensors["codes"][None], self.tensors["scales"][None]
-        return ops.dequantize(codes, scales, n=self.num_sent, bits=self.plan.bits, bucket=self.plan.bucket)[0]
+        return self._values_between(0, self.num_sent)
+
+    def sent_parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (indices int32, values float32) of a sparse payload, at most 2^18 of them at a time.
+
+        So that neither 64-bit indices nor dequantized values are ever there for the whole payload.
+        """
+        for start in range(0, self.num_sent, _PART):
+            stop = min(start + _PART, self.num_sent)
+            yield self.tensors["indices"][start:stop], self._values_between(start, stop)
+
+    def _values_between(self, start: int, stop: int) -> Tensor:
+        """Values sent, dequantized; `start` is the first of a bucket."""
+        plan = self.plan
+        if plan.bits is None:
+            return self.tensors["values"][start:stop]
+        first, behind = start // plan.bucket, -(-stop // plan.bucket)
+        codes = self.tensors["codes"][None, first * plan.bucket_bytes : behind * plan.bucket_bytes]
+        scales = self.tensors["scales"][None, first:behind]
+        return ops.dequantize(codes, scales, n=stop - start, bits=plan.bits, bucket=plan.bucket)[0]
 
     def decompress(self) -> Tensor | dict[str, Tensor]:
         """Return the float32 approximation of the update, in its structure: what was not sent is 0.
 
         The tensors of a dict are views of one flat buffer.
         """
-        row = self.values()
         if self.plan.sparse:
-            row = row.new_zeros(self.num_elements).index_copy_(0, self.tensors["indices"].long(), row)
-        elif self.plan.bits is None:
-            row = row.clone()
+            row = self.tensors["indices"].new_zeros(self.num_elements, dtype=torch.float32)
+            for indices, values in self.sent_parts():
+                row.index_copy_(0, indices.long(), values)
+        else:
+            row = self.values().clone() if self.plan.bits is None else self.values()
         return self.manifest.split(row)
 
     def _section_bytes(self, name: str) -> bytes:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from fedsynsam.cli import main
-from fedsynsam.cli.advise import Cost
+from fedsynsam.cli.advise import Cost, _bits, _seconds
+from fedsynsam.report.text import bytes_text
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_break_even_is_where_both_take_as_long() -> None:
@@ -51,3 +54,32 @@ def test_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_bad_input(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["advise", *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def committed(size: str) -> list[list[Cost]]:
+    """The costs of the two committed runs of a size."""
+    runs = []
+    for folder in (size, f"{size}-again"):
+        with (ROOT / "benchmarks" / "results" / "advise" / folder / "advice.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        times = [(float(row["client_seconds"]), float(row["server_seconds_each"])) for row in rows]
+        runs.append([Cost(row["spec"], int(row["wire_bytes"]), *time) for row, time in zip(rows, times, strict=True)])
+    return runs
+
+
+def page_row(spec: str, runs: list[list[Cost]]) -> str:
+    """What docs/when-to-compress.md says of a spec: times of both runs, and the lower limit of the two."""
+    both, denses = [next(cost for cost in run if cost.spec == spec) for run in runs], [run[0] for run in runs]
+    limits = [
+        min(cost.pays_below(dense, clients) for cost, dense in zip(both, denses, strict=True))
+        for clients in (1, 10, 100)
+    ]
+    client, server = (" / ".join(_seconds(getattr(cost, side)) for cost in both) for side in ("client", "server"))
+    return f"| `{spec}` | {bytes_text(both[0].wire_bytes)} | {client} | {server} | {' | '.join(map(_bits, limits))} |"
+
+
+@pytest.mark.parametrize("size", ["37610", "25.6M"])
+def test_the_page_holds_the_committed_figures(size: str) -> None:
+    runs, page = committed(size), (ROOT / "docs" / "when-to-compress.md").read_text()
+    for cost in runs[0][1:]:
+        assert page_row(cost.spec, runs) in page

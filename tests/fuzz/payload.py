@@ -60,11 +60,18 @@ def seeds() -> list[bytes]:
     return found
 
 
+def blob_of(data: bytes) -> bytes | None:
+    """Return the bytes that an input stands for; None for the empty input."""
+    if not data:
+        return None
+    return bytes(data[1:]) if data[0] >= RAW else HEADERS[data[0]] + bytes(data[1:])
+
+
 def one_input(data: bytes) -> None:
     """Decode one input, and use what comes out."""
-    if not data:
+    blob = blob_of(data)
+    if blob is None:
         return
-    blob = bytes(data[1:]) if data[0] >= RAW else HEADERS[data[0]] + bytes(data[1:])
     try:
         info = fs.Payload.inspect(blob)
         assert info.wire_bytes == len(blob)

@@ -1,0 +1,142 @@
+"""What federation costs beyond its arithmetic: `python -m benchmarks.federation --out FILE.csv`.
+
+A round of the simulator (batches gathered, perturbed steps, compression, encoding, decoding, aggregation; no
+evaluation) beside the bare time: the forward and backward passes of the same clients on the same batches, one for each
+local step, by the same threads, and nothing else. After each round the bare passes are timed, so that a load on the
+machine falls on both; `ratio` is that of the medians. Learning the synthetic set is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import workload
+from benchmarks.peers.job import Job, new_model
+from benchmarks.provenance import provenance
+from fedsynsam.fl.client import Worker, WorkerPool
+from fedsynsam.fl.flat import Batch
+from fedsynsam.fl.metrics import RoundMetrics
+from fedsynsam.fl.simulation import Simulation, one_thread_each
+
+WARMUP = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A configuration, and the largest ratio allowed."""
+
+    algorithm: str
+    compressor: str
+    goal: float | None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+# The set is learned before the second round, and kept.
+SYNTHETIC = {"synthetic_start": 1, "synthetic_every": 0, "synthetic_steps": 20, "synthetic_segment": 1}
+PER_ROUND = {**SYNTHETIC, "synthetic_refresh": "round"}
+CASES = (
+    Case("fedavg", "none", 1.15),
+    Case("fedavg", "topk:0.01", 1.15),
+    Case("fedsam", "topk:0.01", 2.15),
+    Case("fedsynsam", "topk:0.01", 2.3, PER_ROUND),
+    Case("fedsynsam", "topk:0.01", 2.3, {**PER_ROUND, "beta": 0.5}),
+    Case("fedsynsam", "topk:0.01", None, {**SYNTHETIC, "synthetic_refresh": "step"}),
+)
+
+
+class Bare:
+    """The passes alone, by as many threads as the simulator's."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._pool = WorkerPool(new_model(), torch.device("cpu"), job.cores)
+
+    def seconds(self, round_number: int) -> float:
+        """Wall time of a round's passes; its batches are gathered before."""
+        batches = [self._job.batches(round_number, client) for client in self._job.clients(round_number)]
+        started = time.perf_counter()
+        self._pool.map(self._passes, batches)
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.close()
+
+    @staticmethod
+    def _passes(worker: Worker, steps: list[Batch]) -> None:
+        for batch in steps:
+            worker.model.backward(batch)
+
+
+def measure(case: Case, cohort: int, timed: int, cores: int) -> dict[str, Any]:
+    """Return the row of one case."""
+    job = Job(cohort, WARMUP, timed, cores, Path())
+    config = job.config().replace(algorithm=case.algorithm, compressor=case.compressor, **case.options)
+    rounds, bare = list[float](), list[float]()
+    passes = Bare(job)
+
+    def watch(metrics: RoundMetrics) -> None:
+        if WARMUP < metrics.round <= WARMUP + timed:  # the last round evaluates
+            rounds.append(metrics.seconds)
+            bare.append(passes.seconds(metrics.round))
+
+    with one_thread_each():
+        passes.seconds(1)
+        try:
+            Simulation(config).run(on_round=watch)
+        finally:
+            passes.close()
+    ratio = statistics.median(rounds) / statistics.median(bare)
+    return {
+        "algorithm": case.algorithm,
+        "compressor": case.compressor,
+        "options": " ".join(f"{key}={value}" for key, value in case.options.items() if key not in SYNTHETIC),
+        "cohort": cohort,
+        "local_steps": workload.LOCAL_STEPS,
+        "batch_size": workload.BATCH_SIZE,
+        "rounds": timed,
+        "round_seconds": f"{statistics.median(rounds):.4f}",
+        "bare_seconds": f"{statistics.median(bare):.4f}",
+        "ratio": f"{ratio:.3f}",
+        "goal": "" if case.goal is None else case.goal,
+        "met": "" if case.goal is None else "yes" if ratio <= case.goal else "no",
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every case and write the CSV."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.federation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="CSV file")
+    parser.add_argument("--cohort", type=int, default=10)
+    parser.add_argument("--timed", type=int, default=20, help="rounds timed of each case, default 20")
+    parser.add_argument("--cores", type=int, default=2)
+    options = parser.parse_args(arguments)
+    rows = []
+    for case in CASES:
+        rows.append(measure(case, options.cohort, options.timed, options.cores))
+        print(*(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    where = {**provenance(torch.device("cpu")), "cores": options.cores}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = options.out.with_name(options.out.name + ".part")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], *where], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **where} for row in rows)
+    temporary.replace(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import gc
 import json
 import os
 import socket
@@ -182,6 +183,7 @@ def work(options: argparse.Namespace) -> None:
     )  # fmt: skip
     rows = train(options.rank, options.ranks[0], options.seeds[0], options.steps, options.every, options.hooks)
     dist.barrier()
+    gc.collect()  # DDP modules hold the process group; its threads must end before the interpreter does
     dist.destroy_process_group()
     if options.rank == 0:
         print(json.dumps(rows))

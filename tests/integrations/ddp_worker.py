@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from datetime import timedelta
 
@@ -155,5 +156,8 @@ if __name__ == "__main__":
     )
     SCENARIOS[scenario](rank, size)
     dist.barrier()
+    # DDP modules lie in reference cycles and hold the process group. Without them it ends its threads here; else one of
+    # them may still let go of a tensor while the interpreter shuts down, which aborts the process.
+    gc.collect()
     dist.destroy_process_group()
     print("fine")

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from fedsynsam.errors import ConfigError
 from fedsynsam.fl.config import RunConfig
-from fedsynsam.fl.data import Dataset, take
+from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.perturbation import FixedSet, FreshData, LocalGradient, NoPerturbation, Perturbation, PreviousUpdate
+from fedsynsam.fl.steps import Steps
 from fedsynsam.fl.streams import ORACLE, REAL_SET, stream
 
 
@@ -55,27 +57,29 @@ def resolve(config: RunConfig) -> RunConfig:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What a client may use in a round besides its own data: the part of the server's state that it was sent."""
+    """What a group of clients may use in a round besides their own data: what the server sent, and what they kept."""
 
     weights: Tensor  # global weights [P]
-    last: Tensor | None  # global weights at the client's last active round [P]
+    last: list[Tensor | None]  # global weights [P] at each client's last active round
     shared: Batch | None  # the synthetic set, or the real one of `realset`
 
 
 def perturbation_for(
-    config: RunConfig, knowledge: Knowledge, dataset: Dataset, round_number: int, client_id: int
+    config: RunConfig, knowledge: Knowledge, dataset: Dataset, round_number: int, client_ids: Sequence[int]
 ) -> Perturbation:
-    """The perturbation that `config.algorithm` gives one client in one round."""
+    """The perturbation that `config.algorithm` gives a group of clients in one round."""
     kind = PRESETS[config.algorithm].perturbation
     if kind == "local":
         return LocalGradient()
-    if kind == "previous":
+    if kind == "previous" and any(last is not None for last in knowledge.last):
         return PreviousUpdate(knowledge.weights, knowledge.last)
     if kind in ("synthetic", "real") and knowledge.shared is not None:
         return FixedSet(knowledge.shared, config.beta, once=config.synthetic_refresh == "round")
     if kind == "oracle":
-        return FreshData(dataset, config.batch_size, stream(config.seed, ORACLE, round_number, client_id))
-    return NoPerturbation()  # fedavg, and fedsynsam before its set exists
+        count, shape = len(dataset.y_train), (config.local_steps, config.batch_size)
+        streams = [stream(config.seed, ORACLE, round_number, client) for client in client_ids]
+        return FreshData(Steps(dataset, [rng.integers(count, size=shape) for rng in streams]))
+    return NoPerturbation()  # fedavg, fedlesam at the first round of all, and fedsynsam before its set exists
 
 
 def real_set(dataset: Dataset, images_per_class: int, seed: int) -> Batch:
@@ -86,4 +90,4 @@ def real_set(dataset: Dataset, images_per_class: int, seed: int) -> Batch:
         [rng.permutation(np.flatnonzero(labels == label))[:images_per_class] for label in range(dataset.classes)]
     )
     indices = torch.from_numpy(chosen).to(dataset.y_train.device)
-    return take(dataset.x_train, indices), dataset.y_train[indices]
+    return dataset.x_train[indices], dataset.y_train[indices]

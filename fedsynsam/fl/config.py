@@ -19,6 +19,7 @@ MODELS = ("cnn", "mlp", "resnet18")
 DATASETS = ("fashion-mnist-subset", "fashion-mnist", "cifar10", "cifar100")
 SYNTHETIC_METHODS = ("gradient", "trajectory")
 REFRESHES = ("step", "round")
+ENGINES = ("auto", "sequential", "batched", "unfold")
 RESIDUAL_STORES = ("auto", "device", "host", "disk")
 
 
@@ -72,7 +73,11 @@ class RunConfig:
     device: str = "auto"
     """auto (CUDA when there is one), cpu, cuda or cuda:N."""
     threads: int | None = None
-    """Clients trained at the same time on a CPU; by default as many as there are cores. Never changes a result."""
+    """Threads that train clients on a CPU; by default one a core. Changes no result of the sequential engine."""
+    engine: str | None = None
+    """How clients are trained: sequential, batched, unfold, or auto (measured). Default: sequential, on CUDA auto."""
+    capture: bool = True
+    """On a GPU, record a local round as a CUDA graph and replay it. Never changes a result."""
     eval_every: int = 2
     """Rounds between evaluations on the test set; the last round always has one."""
     encode: bool = True
@@ -178,10 +183,11 @@ def _check_choices(config: RunConfig) -> None:
         "synthetic_method": SYNTHETIC_METHODS,
         "synthetic_refresh": REFRESHES,
         "residual_store": RESIDUAL_STORES,
+        "engine": ENGINES,
     }
     for name, known in choices.items():
         value = getattr(config, name)
-        if value not in known:
+        if value is not None and value not in known:
             raise ConfigError(f"{name}: unknown value {value!r}; known: {', '.join(known)}")
     if config.dataset not in DATASETS and not config.dataset.endswith(".npz"):
         raise ConfigError(

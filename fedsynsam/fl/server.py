@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -56,12 +57,12 @@ class Server:
         rng = stream(self.config.seed, COHORT, round_number)
         return sorted(rng.choice(self.config.clients, self.config.cohort_size, replace=False).tolist())
 
-    def knowledge(self, client_id: int) -> Knowledge:
-        """What the client is sent at the start of a round, together with what it kept from its last one."""
+    def knowledge(self, client_ids: Sequence[int]) -> Knowledge:
+        """What the clients are sent at the start of a round, together with what they kept from their last one."""
         state = self.state
         shared = state.synthetic.batch if state.synthetic is not None else self._real_set
-        last = state.last_round.get(client_id)
-        return Knowledge(state.weights, None if last is None else state.starts[last], shared)
+        last = [state.last_round.get(client) for client in client_ids]
+        return Knowledge(state.weights, [None if number is None else state.starts[number] for number in last], shared)
 
     def needs_synthesis(self) -> bool:
         """Whether the synthetic set should be learned, or renewed, before the next round."""

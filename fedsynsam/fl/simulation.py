@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -17,11 +18,13 @@ from fedsynsam.compress import compressor as build_compressor
 from fedsynsam.errors import ArgumentError, CheckpointError, ConfigError, NonFiniteError
 from fedsynsam.fl.algorithm import PRESETS, perturbation_for, real_set, resolve
 from fedsynsam.fl.checkpoint import Checkpoint
-from fedsynsam.fl.client import Upload, Worker, WorkerPool, batches, send, train
+from fedsynsam.fl.client import LocalRound, Upload, send
 from fedsynsam.fl.config import RunConfig, config_json
+from fedsynsam.fl.correction import Correction
 from fedsynsam.fl.cosines import Probe, held_out_sample, mean_cosines
 from fedsynsam.fl.data import load_dataset
 from fedsynsam.fl.distributed import Group, local_rank
+from fedsynsam.fl.engine import Choice, captures, choose, groups
 from fedsynsam.fl.evaluation import evaluate, summarise
 from fedsynsam.fl.exchange import exchange
 from fedsynsam.fl.flat import flat_weights
@@ -30,12 +33,14 @@ from fedsynsam.fl.metrics import OnRound, OnStep, RoundMetrics, RunResult, StepP
 from fedsynsam.fl.models import build_model
 from fedsynsam.fl.partition import partition
 from fedsynsam.fl.residuals import Residuals, ResidualStore, choose_place, residual_note
-from fedsynsam.fl.runfolder import RunFolder, differing_key
+from fedsynsam.fl.runfolder import RunFolder, differing_key, stored_engine
 from fedsynsam.fl.server import Server
 from fedsynsam.fl.sharpness import Sharpness
+from fedsynsam.fl.steps import Steps, draw
 from fedsynsam.fl.streams import BATCHES, COMPRESSION, PARTITION, WEIGHTS, number, stream
 from fedsynsam.fl.synthesis import SyntheticSet, learn
 from fedsynsam.fl.tensorfile import TensorFolder, pack, unpack
+from fedsynsam.fl.workers import Worker, WorkerPool
 
 SHARPNESS_EVERY = 5  # evaluations: a measurement costs as much as several rounds
 
@@ -74,9 +79,9 @@ class Simulation:
     ) -> RunResult:
         """Run all rounds; `on_round` sees each round's metrics, `on_step` the progress within long work.
 
-        `on_note` is told, before the first round, what the clients' residuals will take. Of several processes all call
-        this, and rank 0 alone calls back. On a CPU the result is the same, byte for byte, for every number of threads
-        and processes.
+        `on_note` is told, before the first round, which engine trains and what the clients' residuals will take. Of
+        several processes all call this, and rank 0 alone calls back. On a CPU the sequential engine's result is the
+        same, byte for byte, for every number of threads and processes.
 
         Raises `ConfigError`, `DataError` and `CheckpointError` before the first round, `NonFiniteError` when a client
         diverges, `RankError` when another process is lost. SIGINT and SIGTERM end the run with `Interrupted` once a
@@ -86,8 +91,8 @@ class Simulation:
             self._set_up()
             try:
                 self._open()
-                if on_note is not None and self._group.rank == 0 and not self._residuals.empty:
-                    on_note(residual_note(self.config, self._server.state.weights.numel(), self._residuals.store.place))
+                if on_note is not None and self._group.rank == 0:
+                    self._tell(on_note)
                 self._loop(on_round, on_step)
             finally:
                 self._pool.close()
@@ -96,6 +101,11 @@ class Simulation:
         if self._folder is not None:
             self._folder.write_summary(summary)
         return RunResult(config=self.config, rounds=self._rounds, summary=summary, out=self.out)
+
+    def _tell(self, on_note: Callable[[str], None]) -> None:
+        on_note(self._choice.note)
+        if not self._residuals.empty:
+            on_note(residual_note(self.config, self._server.state.weights.numel(), self._residuals.store.place))
 
     def _set_up(self) -> None:
         config = self.config
@@ -116,7 +126,25 @@ class Simulation:
         self._sharpness = Sharpness(self._module, self._dataset, config.seed)
         shared = self._real_set if PRESETS[config.algorithm].perturbation == "real" else None
         self._server = Server(config, flat_weights(self._module), shared)
-        self._pool = WorkerPool(self._module, self._device, thread_count(config, self._device, self._group))
+        threads = thread_count(config, self._device, self._group)
+        self._choice = self._choose(threads)
+        self.config = config.replace(engine=self._choice.engine)
+        capture = captures(config, self._device)
+        self._pool = WorkerPool(
+            lambda: Worker(self._module, self._device, self._choice.engine, capture=capture), threads
+        )
+
+    def _choose(self, threads: int) -> Choice:
+        """The engine, chosen on rank 0 for all ranks; a run that is resumed keeps the one that it had."""
+
+        def work() -> bytes:
+            config = self.config
+            if self._resume and self.out is not None and config.engine in (None, "auto"):
+                config = config.replace(engine=stored_engine(self.out) or config.engine)
+            choice = choose(config, self._module, self._dataset, self._device, threads)
+            return json.dumps(dataclasses.asdict(choice)).encode()
+
+        return Choice(**json.loads(self._group.on_first(work)))
 
     def _open(self) -> None:
         """Make or open the run's folder on rank 0; go on from its checkpoint on every rank."""
@@ -229,9 +257,14 @@ class Simulation:
         cohort = server.cohort(current)
         downlink = server.downlink_bytes(cohort)
         own = self._residuals.place(cohort)
+
+        def train() -> list[Upload]:
+            results = self._pool.map(self._clients, groups(own, self._choice, self._pool.threads))
+            return [upload for result in results for upload in result]
+
         uploads, stop = exchange(
             self._group,
-            lambda: self._pool.map(self._client, own),
+            train,
             state.weights,
             self._compressor.spec,
             lambda: self._interrupts.signum,
@@ -262,31 +295,45 @@ class Simulation:
     def _evaluates(self, round_number: int) -> bool:
         return round_number % self.config.eval_every == 0 or round_number == self.config.rounds
 
-    def _client(self, worker: Worker, client_id: int) -> Upload:
+    def _clients(self, worker: Worker, client_ids: list[int]) -> list[Upload]:
+        """Train a group of clients and take their updates over the wire."""
         self._check_interrupts()
         config, state = self.config, self._server.state
-        current, members = state.round + 1, self._parts[client_id]
-        steps = batches(self._dataset, members, config, stream(config.seed, BATCHES, current, client_id))
-        perturbation = perturbation_for(config, self._server.knowledge(client_id), self._dataset, current, client_id)
-        probe = self._probe() if config.cosines and self._evaluates(current) else None
-        update, loss = train(worker, state.weights, steps, perturbation, config, probe)
-        before = self._residuals.get(client_id)
-        seed = number(config.seed, COMPRESSION, current, client_id)
+        current = state.round + 1
+        draws = [
+            draw(self._parts[client], config, stream(config.seed, BATCHES, current, client)) for client in client_ids
+        ]
+        knowledge = self._server.knowledge(client_ids)
+        work = LocalRound(
+            Steps(self._dataset, draws, None if self._choice.engine == "sequential" else config.batch_size),
+            perturbation_for(config, knowledge, self._dataset, current, client_ids),
+            Correction(),
+        )
+        probing = config.cosines and self._evaluates(current)
+        probes = [self._probe(worker) for _ in client_ids] if probing else []
+        updates, losses = worker.train(state.weights, work, config, probes)
+        before = [self._residuals.get(client) for client in client_ids]
+        seeds = [number(config.seed, COMPRESSION, current, client) for client in client_ids]
         try:
-            payload, after, wire_bytes = send(self._compressor, update, before, seed=seed, encode=config.encode)
+            sent = send(self._compressor, updates, before, seeds=seeds, encode=config.encode)
         except NonFiniteError as error:
             raise NonFiniteError(
-                f"client {client_id} diverged in round {current} ({error}); use a smaller lr or rho"
+                f"client {client_ids[error.row]} diverged in round {current} ({error}); use a smaller lr or rho"
             ) from error
-        cosines = probe.result if probe is not None else {}
-        return Upload(client_id, payload, wire_bytes, after, loss, len(members), cosines)
+        cosines = [probe.result for probe in probes] or [{} for _ in client_ids]
+        return [
+            Upload(client, payload, wire_bytes, after, loss, len(self._parts[client]), own)
+            for client, (payload, after, wire_bytes), loss, own in zip(
+                client_ids, sent, losses.tolist(), cosines, strict=True
+            )
+        ]
 
-    def _probe(self) -> Probe:
+    def _probe(self, worker: Worker) -> Probe:
         state = self._server.state
         sets = {"real": self._real_set}
         if state.synthetic is not None:
             sets["synthetic"] = state.synthetic.batch
-        return Probe(self._held_out, state.weights, state.previous, sets)
+        return Probe(worker.single, self._held_out, state.weights, state.previous, sets)
 
 
 @contextlib.contextmanager

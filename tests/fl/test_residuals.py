@@ -95,9 +95,10 @@ def test_clients_that_never_took_part_take_nothing(tiny_config: RunConfig, tmp_p
 def test_the_law_is_printed(tiny_config: RunConfig) -> None:
     notes: list[str] = []
     Simulation(tiny_config).run(on_note=notes.append)
-    assert notes == ["residuals: 6 clients x 4,355 values x 4 bytes = at most 0.1 MB, in host memory"]
+    law = "residuals: 6 clients x 4,355 values x 4 bytes = at most 0.1 MB, in host memory"
+    assert notes == ["engine: sequential", law]
     Simulation(tiny_config.replace(compressor="none")).run(on_note=notes.append)
-    assert len(notes) == 1, "nothing to say where there are no residuals"
+    assert len(notes) == 3, "nothing to say where there are no residuals"
     big = RunConfig(clients=10_000, participation=0.001, rounds=5_000)
     assert residual_bytes(big, 37_610) == 10_000 * 37_610 * 4 < 24 * 2**30 / 10
     assert residual_bytes(big.replace(rounds=3), 37_610) == 30 * 37_610 * 4, "no more than ever take part"

@@ -71,10 +71,10 @@ def test_one_client_without_compression_is_plain_gradient_descent(tiny_config: R
     module = build_model("mlp", dataset.image_shape, dataset.classes, number(config.seed, WEIGHTS))
     model = FlatModel(module, torch.device("cpu"))
     for _ in range(12):
-        model.backward((dataset.x_train, dataset.y_train))
+        model.backward((dataset.x_train[:], dataset.y_train))
         model.weights -= config.lr * model.gradient
     with torch.no_grad():
-        loss = functional.cross_entropy(model.module(dataset.x_test), dataset.y_test)
+        loss = functional.cross_entropy(model.module(dataset.x_test[:]), dataset.y_test)
     # the order of examples in a batch and the sums of updates round differently
     assert result.rounds[-1].test_loss == pytest.approx(float(loss), rel=1e-5)
 

@@ -269,7 +269,7 @@ def test_a_row_that_is_not_finite_is_named() -> None:
     updates = torch.ones(3, 20)
     updates[1, 7] = torch.nan
     states = [compressor.init(updates[0]) for _ in range(3)]
-    with pytest.raises(fs.NonFiniteError, match="row 1: .*holds NaN or infinity") as caught:
+    with pytest.raises(fs.NonFiniteError, match=r"row 1: .*holds NaN or infinity") as caught:
         compressor.compress_rows(updates, states, seeds=[1, 2, 3])
     assert caught.value.row == 1
     assert all(not state.residual.any() for state in states)

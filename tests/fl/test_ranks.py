@@ -17,12 +17,12 @@ import torch
 from fedsynsam.cli import main
 from fedsynsam.cli.arguments import options_of
 from fedsynsam.errors import ConfigError, NonFiniteError
-from fedsynsam.fl.config import ALGORITHMS, RunConfig
+from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.distributed import Group
-from fedsynsam.fl.residuals import assign
+from fedsynsam.fl.records import assign
 from fedsynsam.fl.simulation import Simulation
 
-from .test_simulation import lines
+from .test_simulation import EVERY_CHOICE, lines
 
 
 class ThreadGroup(Group):
@@ -76,7 +76,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert files(one) == files(other)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERY_CHOICE)
 def test_the_number_of_ranks_changes_no_bit(tiny_config: RunConfig, tmp_path, algorithm) -> None:
     config = tiny_config.replace(algorithm=algorithm, cosines=True, sharpness=True)
     Simulation(config, tmp_path / "1").run()

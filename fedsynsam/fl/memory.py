@@ -55,8 +55,8 @@ def next_of_client(
     update = cast(Tensor, payload.decompress())
     if kind == "duals":
         return {"dual": own["dual"] + update}
-    variate = own["variate"] - update / (config.local_steps * config.lr)
-    return {"variate": variate - memory["variate"] if "variate" in memory else variate}
+    before = own["variate"] - memory["variate"] if "variate" in memory else own["variate"]
+    return {"variate": before - update / (config.local_steps * config.lr)}
 
 
 def next_of_server(

@@ -129,7 +129,7 @@ while True:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, so that each attempt need not import PyTorch")
-@pytest.mark.parametrize(("algorithm", "store"), [("fedsynsam", "host"), ("fedlesam", "disk")])
+@pytest.mark.parametrize(("algorithm", "store"), [("fedsynsam", "host"), ("fedlesam-d", "disk"), ("fedsmoo", "host")])
 def test_killed_twenty_times_a_run_ends_the_same(tiny_config: RunConfig, tmp_path, algorithm, store) -> None:
     changes = {"residual_store": store, "rounds": 300, "eval_every": 20, "checkpoint_every": 3, "synthetic_every": 40}
     config = tiny_config.replace(algorithm=algorithm, **changes)

@@ -178,7 +178,7 @@ def test_processes_over_gloo_change_no_bit(tiny_config: RunConfig, tmp_path) -> 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of ranks in /proc")
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_run_which_goes_on_with_other_numbers_of_them(tiny_config, tmp_path, lost) -> None:
-    config = tiny_config.replace(rounds=400, eval_every=50, algorithm="fedlesam", checkpoint_every=7)
+    config = tiny_config.replace(rounds=400, eval_every=50, algorithm="fedlesam-s", checkpoint_every=7)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     Simulation(config, whole).run()
 

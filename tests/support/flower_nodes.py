@@ -32,7 +32,7 @@ def client_app(train: Train, mods: list, examples: int = 10) -> ClientApp:
 
     @app.train()
     def run(message: Message, context: Context) -> Message:
-        assert "fedsynsam" not in message.content, "the app sees a record that it did not ask for"
+        assert not mods or "fedsynsam" not in message.content, "the app sees a record that it did not ask for"
         trained = record(train(arrays_of(message.content["arrays"]), message))
         content = RecordDict({"arrays": trained, "metrics": MetricRecord({"num-examples": examples})})
         return Message(content, reply_to=message)

@@ -139,7 +139,9 @@ class CompressedGrid(Grid):
                 shared[id(record)] = self._reference(numpy_of(record))
             reference = shared[id(record)]
             told = list(self._lost.get(message.metadata.dst_node_id, []))
-            control = ConfigRecord({SPEC: str(self._compressor), LOST: list(told), WHOLE: reference.others})
+            # nothing empty: Flower's size mods cannot count that
+            names = {key: list(names) for key, names in ((LOST, told), (WHOLE, reference.others)) if names}
+            control = ConfigRecord({SPEC: str(self._compressor), **names})
             message.content = RecordDict({**content, RECORD: control})  # the strategy's messages may share theirs
             waiting.append(_Sent(message, reference, told))
         return waiting
@@ -172,7 +174,7 @@ class CompressedGrid(Grid):
 
     def _decode(self, content: RecordDict, reference: Reference) -> tuple[Payload, bytes]:
         record = content.config_records.get(RECORD, {})
-        payload, others = record.get(PAYLOAD), record.get(OTHERS)
+        payload, others = record.get(PAYLOAD), record.get(OTHERS, b"")
         if not isinstance(payload, bytes) or not isinstance(others, bytes):
             raise PayloadError("the reply holds no payload; is CompressionMod the first of the ClientApp's mods?")
         return Payload.decode(payload, like=reference.manifest, spec=self._compressor), others

@@ -45,16 +45,15 @@ class Memory:
 class Place:
     """Where the memory of this node lies: in a file of `folder`, or in `context.state` if there is no folder.
 
-    The folder is the argument's, else the one that the SuperNode was started with
-    (`--node-config 'fedsynsam-folder="…" partition-id=0'`); the file is named after `partition-id`, because a node's
-    id changes when it starts again. `carry_over` goes on from the residual of another run.
+    The folder is the one that the SuperNode was started with (`--node-config 'fedsynsam-folder="…" partition-id=0'`),
+    else the argument's. The file is named after `partition-id`, because a node's id changes when it starts again.
+    `carry_over` goes on from the residual of another run.
     """
 
     def __init__(self, context: Context, folder: str | Path | None, run: int, carry_over: bool) -> None:
         self._context, self._run, self._carry_over = context, run, carry_over
         self._path: Path | None = None
-        if folder is None:
-            folder = context.node_config.get(FOLDER_KEY)
+        folder = context.node_config.get(FOLDER_KEY, folder)
         if folder is not None:
             if NAME_KEY not in context.node_config:
                 raise ArgumentError("a folder for residuals needs a name for this node that survives a restart: start "

@@ -82,8 +82,9 @@ class CompressionMod:
         payload, memory.state = self._compressor.compress(update, memory.state, seed=self._node_seed(context))
         memory.pending, memory.replied_to = payload.encode(), message.metadata.message_id
         place.save(memory)
+        sent = ConfigRecord({PAYLOAD: memory.pending, **({OTHERS: others} if others else {})})
         kept = {name: record for name, record in reply.content.items() if name != self._key}
-        reply.content = RecordDict({RECORD: ConfigRecord({PAYLOAD: memory.pending, OTHERS: others}), **kept})
+        reply.content = RecordDict({RECORD: sent, **kept})
         return reply
 
     def _read_control(self, content: RecordDict) -> tuple[list[str], list[str]]:

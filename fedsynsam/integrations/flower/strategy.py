@@ -85,7 +85,7 @@ class FedSynSAM(FedAvg):
         if not self._evidence.weights:
             self._evidence.add(server_round - 1, self._weights)
         if self._record is not None:
-            config |= {RHO: self._rho, BETA: self._config.beta, VERSION: self._version}
+            config.update({RHO: self._rho, BETA: self._config.beta, VERSION: self._version})
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message in messages:
             if self._record is not None and self._holders.get(message.metadata.dst_node_id) != self._version:

@@ -60,7 +60,8 @@ class CompressedGrid(Grid):
     For every strategy and loop that sends and receives through a grid. A payload is decoded against the arrays that
     this server sent to the node and against `spec`; nothing in it is trusted. A reply that cannot be decoded becomes
     an error reply with a line in the log, as if the node had failed, and the others are aggregated. The node is told
-    with the next message that its reply was lost, also if none came in time, and sends its content again.
+    with the next message that its reply was lost, also if none came in time or its SuperNode was started again, and
+    sends the content of that reply again.
 
     grid: the one that Flower hands to the ServerApp. spec: the same as the clients' `CompressionMod`.
     arrayrecord_key: the record of the model (the strategy's). Messages other than `train` pass.
@@ -75,6 +76,7 @@ class CompressedGrid(Grid):
         self._sent: dict[str, _Sent] = {}  # by message id, until settled
         self._whole: dict[str, bool] = {}  # by array; as first seen, because averages turn whole numbers into floats
         self._lost: dict[int, list[str]] = {}  # by node: messages whose replies did not get through
+        self._known: set[int] = set()  # nodes whose replies did
         self.payloads: dict[int, Payload] = {}
         """The payloads of the last exchange, by node id: what FedSynSAM learns from."""
 
@@ -138,13 +140,19 @@ class CompressedGrid(Grid):
             if id(record) not in shared:
                 shared[id(record)] = self._reference(numpy_of(record))
             reference = shared[id(record)]
-            told = list(self._lost.get(message.metadata.dst_node_id, []))
+            told = self._lost_for(message.metadata.dst_node_id)
             # nothing empty: Flower's size mods cannot count that
             names = {key: list(names) for key, names in ((LOST, told), (WHOLE, reference.others)) if names}
             control = ConfigRecord({SPEC: str(self._compressor), **names})
             message.content = RecordDict({**content, RECORD: control})  # the strategy's messages may share theirs
             waiting.append(_Sent(message, reference, told))
         return waiting
+
+    def _lost_for(self, node: int) -> list[str]:
+        """What a node must be told. A new one may be an old one that was started again: it gets to know everything."""
+        if node in self._known:
+            return list(self._lost.get(node, []))
+        return [identifier for identifiers in self._lost.values() for identifier in identifiers]
 
     def _reference(self, arrays: dict[str, np.ndarray]) -> Reference:
         for name, array in arrays.items():
@@ -181,6 +189,7 @@ class CompressedGrid(Grid):
 
     def _accept(self, sent: _Sent) -> None:
         """The node has read the message, and with it what was announced as lost."""
+        self._known.add(sent.node)
         left = [identifier for identifier in self._lost.pop(sent.node, []) if identifier not in sent.told]
         if left:
             self._lost[sent.node] = left

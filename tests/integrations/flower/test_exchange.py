@@ -191,6 +191,22 @@ def test_a_message_that_never_arrived_does_not_hide_the_loss_before_it() -> None
     assert_nothing_lost(replies, inner, "topk:0.05", expected)
 
 
+def test_a_node_that_comes_back_under_another_id_is_told_too(tmp_path: Path) -> None:
+    """Its SuperNode was killed after the memory was written and before the reply left."""
+    inner = nodes("topk:0.05", folder=tmp_path)
+    grid = CompressedGrid(inner, "topk:0.05")
+    replies = ask(grid, MODEL, [FIRST], 1)
+    inner.tamper = lambda node, reply: None
+    ask(grid, MODEL, [FIRST], 2)
+    inner.tamper = lambda node, reply: reply
+    inner.restart(FIRST)
+    inner.apps[99], inner.contexts[99] = inner.apps.pop(FIRST), inner.contexts[FIRST]
+    replies += ask(grid, MODEL, [99], 3)
+    assert_nothing_lost(replies, inner, "topk:0.05", total_update(3, FIRST))
+    ask(grid, MODEL, [99], 4)
+    assert "lost" not in inner.sent[-1].content["fedsynsam"]
+
+
 def test_push_and_pull_apart() -> None:
     inner = nodes("topk:0.05")
     grid = CompressedGrid(inner, "topk:0.05")

@@ -18,13 +18,14 @@ def main(grid: Grid, context: Context) -> None:
     run = context.run_config
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        model = new_model()
+        model = new_model(run["model"])
         model.load_state_dict(arrays.to_torch_state_dict())
         return MetricRecord({"accuracy": accuracy(model)})
 
     strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=run["partitions"])
-    start = ArrayRecord(new_model(run["seed"]).state_dict())
-    result = strategy.start(CompressedGrid(grid, "topk:0.01"), start, num_rounds=run["rounds"], evaluate_fn=evaluate)
+    start = ArrayRecord(new_model(run["model"], run["seed"]).state_dict())
+    grid = CompressedGrid(grid, "topk:0.01")
+    result = strategy.start(grid, start, num_rounds=run["rounds"], evaluate_fn=evaluate)
     if run["result"]:
         accuracies = {number: metrics["accuracy"] for number, metrics in result.evaluate_metrics_serverapp.items()}
         part = Path(run["result"] + ".part")

@@ -24,8 +24,8 @@ def parts(number, seed):
     return partition("dirichlet", data().y_train.numpy(), number, np.random.default_rng(seed), alpha=0.3)
 
 
-def new_model(seed=0):
-    return build_model("cnn", data().image_shape, data().classes, seed)
+def new_model(name, seed=0):
+    return build_model(name, data().image_shape, data().classes, seed)
 
 
 def train(model, examples, steps, lr, rng):

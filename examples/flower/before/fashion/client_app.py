@@ -12,7 +12,7 @@ app = ClientApp()
 @app.train()
 def train_client(message: Message, context: Context) -> Message:
     run, client = context.run_config, int(context.node_config["partition-id"])
-    model = new_model()
+    model = new_model(run["model"])
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     examples = parts(run["partitions"], run["seed"])[client]
     rng = np.random.default_rng([run["seed"], int(message.content["config"]["server-round"]), client])

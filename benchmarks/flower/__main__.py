@@ -1,7 +1,7 @@
 """The example app before and after, in Flower: bytes on the wire of two SuperNodes, and accuracies in its simulation.
 
 Run by a Python that has Flower (`bash .ci/flower-environment FOLDER`): `FOLDER/bin/python -m benchmarks.flower --out
-benchmarks/results/flower`. `wire.csv` has, for a model and a spec, the bytes that the TCP streams between a SuperNode
+benchmarks/results/flower`; interrupted, it goes on from the runs that it has. `wire.csv` has, for a model and a spec, the bytes that the TCP streams between a SuperNode
 and the SuperLink carried; `accuracy.csv` the test accuracy after each round, for each spec and seed.
 """
 
@@ -13,7 +13,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from fedsynsam.fl.models import build_model
 EXAMPLES = ROOT / "examples" / "flower"
 SPECS = ("", "quantize:4", "topk:0.01", "topk:0.01+quantize:4")  # "": the app before, without us
 WIRE = [("cnn", spec) for spec in SPECS] + [("resnet18", spec) for spec in ("", "topk:0.01", "topk:0.01+quantize:4")]
+ALONE = "Flower alone"
+ALGORITHMS = {"before": "FedAvg", "after": "FedAvg", "fedsynsam": "FedSynSAM"}
 SIMULATED_NODES = 10
 LIMIT = 1200.0
 Row = dict[str, Any]
@@ -58,7 +60,7 @@ def measure_wire(model: str, spec: str, rounds: int) -> Row:
             downs = [proxy.down for proxy in link.proxies.values()]
     parameters = sum(p.numel() for p in build_model(model, (1, 28, 28), 10, 0).parameters())
     return {
-        "model": model, "parameters": parameters, "dense_bytes": 4 * parameters, "spec": spec or "(Flower alone)",
+        "model": model, "parameters": parameters, "dense_bytes": 4 * parameters, "spec": spec or ALONE,
         "nodes": 2, "rounds": rounds, "local_steps": steps,
         "up_bytes_a_round": round(statistics.fmean(ups) / rounds),
         "down_bytes_a_round": round(statistics.fmean(downs) / rounds),
@@ -75,14 +77,20 @@ def measure_accuracy(app: str, spec: str, seed: int, rounds: int) -> list[Row]:
         with SuperLink(folder / "link", simulated=True) as link:
             federation = f"num-supernodes={SIMULATED_NODES} client-resources-num-cpus=1"
             accuracies = link.wait(link.submit(copy, config, federation), result, LIMIT)
-    algorithm = "FedSynSAM" if app == "fedsynsam" else "FedAvg"
-    common = {"algorithm": algorithm, "spec": spec or "(Flower alone)", "nodes": SIMULATED_NODES, "seed": seed}
+    common = {"algorithm": ALGORITHMS[app], "spec": spec or ALONE, "nodes": SIMULATED_NODES, "seed": str(seed)}
     return [{**common, "round": number, "accuracy": f"{value:.4f}"} for number, value in accuracies.items()]
 
 
-def write(rows: Iterable[Row], path: Path, source: dict[str, str]) -> None:
-    """Write rows with their provenance."""
-    rows = [{**row, **source} for row in rows]
+def read(path: Path) -> list[Row]:
+    """The rows that there are."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Write rows, all at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -95,7 +103,7 @@ def write(rows: Iterable[Row], path: Path, source: dict[str, str]) -> None:
 def wire_table(rows: Sequence[Row]) -> str:
     """The table of the wire in Markdown."""
     lines = ["| model | replies | up, bytes a round | down, bytes a round | up, times less |", "|---|---|---|---|---|"]
-    plain = {row["model"]: int(row["up_bytes_a_round"]) for row in rows if row["spec"] == "(Flower alone)"}
+    plain = {row["model"]: int(row["up_bytes_a_round"]) for row in rows if row["spec"] == ALONE}
     for row in rows:
         up, down = int(row["up_bytes_a_round"]), int(row["down_bytes_a_round"])
         ratio = f"{plain[row['model']] / up:.1f}" if row["model"] in plain else ""
@@ -121,24 +129,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for wire.csv and accuracy.csv")
     parser.add_argument("--parts", nargs="+", choices=["wire", "accuracy"], default=["wire", "accuracy"])
     parser.add_argument("--wire-rounds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=40, help="of the simulation")
+    parser.add_argument("--rounds", type=int, default=30, help="of the simulation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args(arguments)
     source = {**provenance(torch.device("cpu")), "flwr": version("flwr")}
     if "wire" in options.parts:
-        rows = []
+        path, rows = options.out / "wire.csv", read(options.out / "wire.csv")
         for model, spec in WIRE:
-            rows.append(measure_wire(model, spec, options.wire_rounds))
-            print(rows[-1], flush=True)
-        write(rows, options.out / "wire.csv", source)
+            if not any((row["model"], row["spec"]) == (model, spec or ALONE) for row in rows):
+                rows.append({**measure_wire(model, spec, options.wire_rounds), **source})
+                write(rows, path)
         print(wire_table(rows), flush=True)
     if "accuracy" in options.parts:
-        rows = []
+        path, rows = options.out / "accuracy.csv", read(options.out / "accuracy.csv")
         for seed in options.seeds:
             for app, spec in [*(("after" if spec else "before", spec) for spec in SPECS), ("fedsynsam", "topk:0.01")]:
-                rows += measure_accuracy(app, spec, seed, options.rounds)
-                print(rows[-1], flush=True)
-        write(rows, options.out / "accuracy.csv", source)
+                wanted = (ALGORITHMS[app], spec or ALONE, str(seed))
+                if not any((row["algorithm"], row["spec"], row["seed"]) == wanted for row in rows):
+                    rows += [{**row, **source} for row in measure_accuracy(app, spec, seed, options.rounds)]
+                    write(rows, path)
         print(accuracy_table(rows))
 
 

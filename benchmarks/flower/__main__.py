@@ -1,8 +1,9 @@
 """The example app before and after, in Flower: bytes on the wire of two SuperNodes, and accuracies in its simulation.
 
-Run by a Python that has Flower (`bash .ci/flower-environment FOLDER`): `FOLDER/bin/python -m benchmarks.flower --out
-benchmarks/results/flower`; interrupted, it goes on from the runs that it has. `wire.csv` has, for a model and a spec, the bytes that the TCP streams between a SuperNode
-and the SuperLink carried; `accuracy.csv` the test accuracy after each round, for each spec and seed.
+Run by a Python that has Flower: `bash .ci/flower-environment FOLDER`, then `FOLDER/bin/python -m benchmarks.flower
+--out benchmarks/results/flower`; interrupted, it goes on from the runs that it has. `wire.csv` has, for a model and a
+spec, the bytes that the TCP streams between a SuperNode and the SuperLink carried; `accuracy.csv` the test accuracy
+after each round, for each spec and seed.
 """
 
 from __future__ import annotations

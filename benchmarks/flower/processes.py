@@ -5,6 +5,7 @@ Nothing leaves the machine: telemetry and update checks are off, and Flower's ho
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -143,7 +144,22 @@ class SuperLink:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the session that a process leads, and wait for the process."""
+    """Kill a process and all that it has started, sessions of their own included, and wait for it."""
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid in [process.pid, *descendants(process.pid)]:  # the parent first, which may start others anew
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that `pid` has started, and those that they have started."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = entry.read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(entry.parent.name))
+    found = list(children.get(pid, []))
+    for child in found:  # grows on the way
+        found += children.get(child, [])
+    return found

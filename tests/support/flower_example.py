@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import tomllib
 from pathlib import Path
 
+import tomllib
 from flower_nodes import Nodes
 from flwr.app import Context, RecordDict
 

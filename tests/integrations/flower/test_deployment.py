@@ -15,7 +15,7 @@ pytest.importorskip("flwr.serverapp.strategy", reason="Flower is not installed; 
 
 from safetensors.numpy import load_file
 
-from benchmarks.flower.processes import SuperLink
+from benchmarks.flower.processes import SuperLink, descendants
 
 pytestmark = pytest.mark.slow
 APPS = Path(__file__).parent
@@ -33,6 +33,10 @@ def wait_for(path: Path, link: SuperLink) -> None:
         if time.monotonic() > end:
             raise AssertionError(f"{path.name} did not appear\n{link.logs()}")
         time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def node_id(link: SuperLink, partition: int) -> str:
@@ -73,6 +77,16 @@ def test_a_killed_node_forgets_nothing(tmp_path: Path) -> None:
     assert np.abs(kept[0]["residual/w"]).max() > 0.01, "the residual is so small that its loss would not show"
     payload = len(kept[0]["pending"])
     assert 2 * payload < up < 2 * 4 * SIZE / 8
+
+
+def test_nothing_is_left_running(tmp_path: Path) -> None:
+    with SuperLink(tmp_path / "link") as link:
+        link.start_node(0, 1)
+        time.sleep(5.0)  # until each has started its SuperExec
+        started = [pid for process in (link._link, link.nodes[0]) for pid in (process.pid, *descendants(process.pid))]
+        assert len(started) > 2, "nothing but the two was started: the test shows nothing"
+    running = [pid for pid in started if Path(f"/proc/{pid}/cmdline").exists() and alive(pid)]
+    assert running == []
 
 
 def test_without_the_mod_the_wire_carries_the_model(tmp_path: Path) -> None:

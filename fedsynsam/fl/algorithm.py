@@ -45,11 +45,15 @@ PRESETS = {
     "oracle": Preset("oracle", 0.05),
 }
 
+SYNTHETIC_EVERY = 10  # rounds between renewals of a set that the run learned itself
+
 
 def resolve(config: RunConfig) -> RunConfig:
-    """The configuration with every default that depends on the algorithm filled in."""
+    """The configuration with every default that depends on other settings filled in."""
     if config.algorithm not in PRESETS:
         raise ConfigError(f"algorithm: unknown value {config.algorithm!r}; known: {', '.join(PRESETS)}")
+    if config.synthetic_every is None:
+        config = config.replace(synthetic_every=SYNTHETIC_EVERY if config.synthetic is None else 0)
     return config if config.rho is not None else config.replace(rho=PRESETS[config.algorithm].rho)
 
 

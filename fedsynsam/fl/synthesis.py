@@ -6,7 +6,6 @@ It is learned on the server from what the server has seen anyway (`Evidence`); n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.evidence import Evidence
-from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.matching import FlatLoss, gradient_mismatch, trajectory_mismatch
 from fedsynsam.fl.metrics import CutShort, OnStep, StepProgress
 from fedsynsam.fl.streams import SYNTHESIS, stream
+from fedsynsam.fl.synthetic import SyntheticSet
 
 # Adam's rates for images, logits and log-rate; they fall to a twentieth along half a cosine. Faster or longer learning
 # matches the trajectory better and the global gradient worse.
@@ -29,29 +28,6 @@ FIRST_LOGIT = 2.0
 FIRST_RATE = 0.04  # DynaFed's
 INNER_STEPS = 10  # of trajectory matching; DynaFed takes 20
 AVERAGE = 3  # global weights averaged in the goal of trajectory matching, which averages compression noise, too
-
-
-@dataclass(frozen=True)
-class SyntheticSet:
-    """Images f32 [M, C, H, W], label logits f32 [M, classes], and log_rate f32 [], which trajectory matching learns."""
-
-    images: Tensor
-    logits: Tensor
-    log_rate: Tensor
-
-    @property
-    def batch(self) -> Batch:
-        """Images and soft labels, as a client uses them."""
-        return self.images, self.logits.softmax(dim=1)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of a broadcast: images and logits as float32."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.images, self.logits))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, as a checkpoint keeps them; `SyntheticSet(**tensors)` is the inverse."""
-        return {"images": self.images, "logits": self.logits, "log_rate": self.log_rate}
 
 
 def first_set(dataset: Dataset, images_per_class: int, rng: np.random.Generator) -> SyntheticSet:
@@ -72,8 +48,10 @@ def learn(
     previous: SyntheticSet | None,
     round_number: int,
     on_step: OnStep | None = None,
-) -> SyntheticSet:
+) -> tuple[SyntheticSet, float]:
     """The synthetic set after `round_number` rounds, learned anew or, in a third of the steps, from `previous`.
+
+    Beside it the matching loss that it ended with: the mean over the last tenth of the steps, rounded to four digits.
 
     `dataset` gives the shape and range of images and the number of classes, nothing else. `on_step` sees every step
     and ends the learning by raising `CutShort`; what was learned so far is then used.
@@ -94,6 +72,7 @@ def learn(
     )
     loss = FlatLoss(module)
     by_gradient = config.synthetic_method == "gradient"
+    losses = list[float]()
     for step in range(steps):
         start, goal = evidence.sample(
             config.synthetic_segment, config.synthetic_drift, 1 if by_gradient else AVERAGE, rng
@@ -108,15 +87,16 @@ def learn(
         schedule.step()
         with torch.no_grad():
             images.copy_(_clip(images, dataset))
+        losses.append(float(mismatch.detach()))
         if on_step is not None:
-            progress = StepProgress(
-                stage="synthesis", done=step + 1, total=steps, round=round_number, value=float(mismatch.detach())
-            )
+            progress = StepProgress(stage="synthesis", done=step + 1, total=steps, round=round_number, value=losses[-1])
             try:
                 on_step(progress)
             except CutShort:
                 break
-    return SyntheticSet(images.detach(), logits.detach(), log_rate.detach())
+    last = losses[-max(1, len(losses) // 10) :]
+    learned = SyntheticSet(images.detach(), logits.detach(), log_rate.detach())
+    return learned, round(sum(last) / len(last), 4)
 
 
 def _clip(images: Tensor, dataset: Dataset) -> Tensor:

@@ -13,7 +13,8 @@ from fedsynsam.fl.flat import FlatModel, flat_weights
 from fedsynsam.fl.matching import FlatLoss, gradient_mismatch, trajectory_mismatch
 from fedsynsam.fl.metrics import CutShort, StepProgress
 from fedsynsam.fl.models import build_model
-from fedsynsam.fl.synthesis import SyntheticSet, first_set, learn
+from fedsynsam.fl.synthesis import first_set, learn
+from fedsynsam.fl.synthetic import SyntheticSet
 
 
 def payload(update: torch.Tensor):
@@ -54,16 +55,20 @@ def test_learning_brings_the_gradient_closer_to_the_global_one(tiny_dataset, met
     module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
     evidence = trained_evidence(tiny_dataset, module)
     settings = config(synthetic_method=method, synthetic_steps=steps)
-    start = learn(config(synthetic_steps=1), module, tiny_dataset, evidence, None, 10)
-    learned = learn(settings, module, tiny_dataset, evidence, None, 10)
+    start, first_loss = learn(config(synthetic_steps=1), module, tiny_dataset, evidence, None, 10)
+    learned, last_loss = learn(settings, module, tiny_dataset, evidence, None, 10)
     before, after = (cosine_with_truth(module, tiny_dataset, evidence, item) for item in (start, learned))
     assert after > before + gain, (before, after)
+    assert last_loss < first_loss - gain / 2, (first_loss, last_loss)
 
 
 def test_learning_repeats_bit_for_bit_and_stays_in_range(tiny_dataset) -> None:
     module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
     evidence = trained_evidence(tiny_dataset, module)
-    first, second = (learn(config(synthetic_steps=10), module, tiny_dataset, evidence, None, 10) for _ in range(2))
+    (first, loss), (second, again) = (
+        learn(config(synthetic_steps=10), module, tiny_dataset, evidence, None, 10) for _ in range(2)
+    )
+    assert loss == again
     assert all(torch.equal(a, b) for a, b in zip(first.tensors().values(), second.tensors().values(), strict=True))
     assert bool((first.images >= tiny_dataset.low.view(-1, 1, 1)).all())
     assert bool((first.images <= tiny_dataset.high.view(-1, 1, 1)).all())
@@ -78,7 +83,7 @@ def test_progress_is_shown_and_learning_can_be_cut_short(tiny_dataset) -> None:
         if progress.done == 3:
             raise CutShort
 
-    cut = learn(config(synthetic_steps=50), module, tiny_dataset, evidence, None, 10, on_step)
+    cut, _ = learn(config(synthetic_steps=50), module, tiny_dataset, evidence, None, 10, on_step)
     assert seen == [("synthesis", done, 50, 10) for done in (1, 2, 3)]
     assert not torch.equal(cut.images, first_set(tiny_dataset, 3, np.random.default_rng(0)).images)
 
@@ -87,7 +92,7 @@ def test_a_renewal_starts_from_the_old_set_and_takes_a_third_of_the_steps(tiny_d
     module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
     evidence, totals = trained_evidence(tiny_dataset, module), []
     old = first_set(tiny_dataset, 3, np.random.default_rng(5))
-    new = learn(
+    new, _ = learn(
         config(synthetic_steps=10), module, tiny_dataset, evidence, old, 10, lambda step: totals.append(step.total)
     )
     assert totals == [4] * 4

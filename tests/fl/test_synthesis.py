@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as functional
 
 from fedsynsam.compress import compressor
+from fedsynsam.fl import synthesis
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.evidence import Evidence
@@ -133,6 +134,46 @@ def test_gradient_mismatch_is_one_minus_the_cosine(tiny_dataset) -> None:
     for goal, expected in ((start - 0.1 * gradient, 0.0), (start + 0.1 * gradient, 2.0)):
         mismatch = gradient_mismatch(loss, synthetic.images, synthetic.logits, start, goal)
         assert mismatch.item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_shares_weigh_images_as_often_as_they_say(tiny_dataset) -> None:
+    module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
+    start, loss = flat_weights(module), FlatLoss(module)
+    images, labels = first_set(tiny_dataset, 1, np.random.default_rng(0)).batch
+    shares = torch.tensor([0.5, 0.0, 0.5])
+    expected = loss.gradient(start, images[[0, 2]], labels[[0, 2]])
+    torch.testing.assert_close(loss.gradient(start, images, labels, shares), expected)
+    torch.testing.assert_close(
+        loss.gradient(start, images, labels, torch.full((3,), 1 / 3)), loss.gradient(start, images, labels)
+    )
+
+
+def test_an_update_is_drawn_with_the_weights_it_started_from() -> None:
+    evidence = Evidence(window=3)
+    evidence.add(0, torch.zeros(1))
+    assert evidence.sample_update(np.random.default_rng(0)) is None
+    for number in range(1, 6):
+        evidence.add(number, torch.tensor([10.0 * number]), [payload(torch.tensor([float(number)]))])
+    drawn = [evidence.sample_update(np.random.default_rng(seed)) for seed in range(40)]
+    assert {(float(start), float(update)) for start, update in filter(None, drawn)} == {(20, 3), (30, 4), (40, 5)}
+
+
+def test_clients_of_one_class_teach_what_their_common_displacement_does_not(tiny_dataset, monkeypatch) -> None:
+    """Updates of single classes that cancel: the global weights stand still, and the classes show all the same."""
+    module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
+    model, evidence = FlatModel(module, torch.device("cpu")), Evidence(window=10)
+    weights = model.weights[0].clone()
+    evidence.add(0, weights)
+    for number in range(1, 11):
+        members = torch.nonzero(tiny_dataset.y_train == number % 3)[:, 0]
+        model.backward((tiny_dataset.x_train[members], tiny_dataset.y_train[members]))
+        evidence.add(number, weights, [payload(-0.2 * model.gradient[0])])
+    found = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(synthesis, "UPDATE_SHARE", share)
+        learned, _ = learn(config(synthetic_steps=100, synthetic_drift=0.0), module, tiny_dataset, evidence, None, 10)
+        found.append(cosine_with_truth(module, tiny_dataset, evidence, learned))
+    assert found[1] > found[0] + 0.3, found
 
 
 def test_trajectory_mismatch_follows_gradient_descent(tiny_dataset) -> None:

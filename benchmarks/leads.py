@@ -67,7 +67,6 @@ LEADS = {
     "segments of 10 rounds": Lead(segment=10),
     "two pieces a step": Lead(pieces=2),
     "logits learn three times as fast": Lead(logit_rate=3.0),
-    "masked cosine": Lead(masked=True),
     "half the cosine layer by layer": Lead(layers=0.5),
     "average of the last images": Lead(average=0.97),
     "two latest sets together": Lead(sets=2),
@@ -75,6 +74,7 @@ LEADS = {
     "updates, equal shares of labels": Lead(updates=0.5, mix="equal"),
     "updates, mix from the bias": Lead(updates=0.5, mix="bias"),
     "updates, mix from the rows": Lead(updates=0.5),
+    "updates, cosine over the entries sent": Lead(updates=0.5, masked=True),
     "updates, 600 steps": Lead(updates=0.5, steps=600),
     "updates in 7 of 10 steps, drift 1.5, 600 steps": BEST,
     "and 10 images a class": dataclasses.replace(BEST, images=10),
@@ -158,7 +158,7 @@ class Learner:
             shares = mix.repeat_interleave(lead.images) / lead.images
             counted = torch.nonzero(shares).squeeze(1)
             gradient = lab.loss.gradient(start, images[counted], labels[counted], shares[counted])
-            target, entries = -update, update != 0
+            target, entries = start - (start + update), update != 0
         else:
             start, goal = self.evidence.sample(lead.segment, lead.drift, 1, rng)
             target = start - goal
@@ -214,10 +214,10 @@ def main() -> None:
         prog="python -m benchmarks.leads", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="folder of a finished run with its checkpoint")
-    parser.add_argument("--leads", help=f"comma list of some of: {', '.join(LEADS)}".replace("%", "%%"))
+    parser.add_argument("--leads", help="some of the leads, separated by semicolons; all by default")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV file; rows are added to it")
     options = parser.parse_args()
-    names = options.leads.split(";") if options.leads else list(LEADS)
+    names = [name.strip() for name in options.leads.split(";")] if options.leads else list(LEADS)
     torch.set_num_threads(1)
     lab = Lab(options.run)
     facts = {key: getattr(lab.config, key) for key in ("dataset", "alpha", "compressor", "rounds", "seed")}

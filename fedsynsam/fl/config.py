@@ -96,13 +96,13 @@ class RunConfig:
     """Rounds between renewals of the synthetic set from R on, warm-started; 0: none. Default: 10, or 0 with a file."""
     synthetic_images: int = 5
     """Synthetic images a class."""
-    synthetic_steps: int = 300
+    synthetic_steps: int = 600
     """Optimizer steps when the set is first learned; a renewal takes a third of them."""
     synthetic_segment: int = 5
     """s: rounds of the trajectory that one matched direction spans."""
     synthetic_window: int = 100
     """Latest rounds of the trajectory that the synthetic set is learned from."""
-    synthetic_drift: float = 3.0
+    synthetic_drift: float = 5.0
     """Matching starts up to this many client updates off the trajectory, as local training does; 0 stays on it."""
     synthetic_refresh: str = "step"
     """step: the synthetic gradient is taken anew in each local step; round: once at the round's global weights."""

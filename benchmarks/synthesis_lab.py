@@ -84,11 +84,11 @@ class Lab:
             probes.append((round_number, local, self.gradient(local, held_out)))
         return probes
 
-    def evidence(self, last: int) -> Evidence:
-        """What the server had after round `last`."""
+    def evidence(self, last: int, payloads: int = 4) -> Evidence:
+        """What the server had after round `last`, with so many payloads of a round."""
         kept = Evidence(window=self.config.synthetic_window)
         kept.weights = {r: w for r, w in self.weights.items() if r <= last}
-        kept.payloads = {r: p for r, p in self.payloads.items() if r <= last}
+        kept.payloads = {r: p[:payloads] for r, p in self.payloads.items() if r <= last}
         return kept
 
     def true_mix(self, round_number: int, place: int) -> Tensor:

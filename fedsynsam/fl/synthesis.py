@@ -20,8 +20,7 @@ from fedsynsam.fl.metrics import CutShort, OnStep, StepProgress
 from fedsynsam.fl.streams import SYNTHESIS, stream
 from fedsynsam.fl.synthetic import SyntheticSet
 
-# Adam's rates for images, logits and log-rate; they fall to a twentieth along half a cosine. Faster or longer learning
-# matches the trajectory better and the global gradient worse.
+# Adam's rates for images, logits and log-rate; they fall to a twentieth along half a cosine.
 IMAGE_LR, LOGIT_LR, RATE_LR = 0.05, 0.01, 0.01
 # Logit of an image's own class at first: soft labels that already tell the classes apart (0 leaves nothing to start
 # from, 5 nothing to learn).

@@ -13,13 +13,15 @@ from ..errors import ConfigError
 from ..report.comparison import read_cells, write_comparison
 from ..report.figures import save_curves
 from ..report.page import why_no_page
+from ..report.pictures import save_synthetic_picture
 from ..report.runs import Run, find_runs
 from .arguments import parse
 
 
 @dataclass(frozen=True)
 class ReportCommand:
-    """Figures and page again: curves.png in each run's folder; table, figures and report.html for a comparison."""
+    """Figures and page again: curves.png (and synthetic.png) in each run's folder; table, figures and report.html for a
+    comparison."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of finished runs or comparisons."""
@@ -38,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
     for run in runs:
         save_curves(run.rounds, run.path / "curves.png", title=run.title)
         print(run.path / "curves.png")
+        if (picture := save_synthetic_picture(run.path)) is not None:
+            print(picture)
     out = command.out or (command.folders[0] if len(command.folders) == 1 and len(runs) > 1 else None)
     if out is not None:
         for path in write_comparison(read_cells(runs), out):

@@ -19,6 +19,7 @@ from ..fl.machine import choose_device
 from ..fl.metrics import RunResult
 from ..fl.simulation import Simulation
 from ..report.figures import save_curves
+from ..report.pictures import save_synthetic_picture
 from ..report.text import bytes_text
 from .arguments import defaults_from, parse
 from .progress import progress_of
@@ -26,7 +27,10 @@ from .progress import progress_of
 
 @dataclass(frozen=True)
 class RunCommand:
-    """One federated run, written to a folder: config.json, metrics.jsonl, summary.json, curves.png, checkpoint/."""
+    """One federated run, written to a folder: config.json, metrics.jsonl, summary.json, curves.png, checkpoint/.
+
+    FedSynSAM adds synthetic.safetensors, which another run may begin with (--synthetic), and synthetic.png.
+    """
 
     settings: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
     """What decides the run's numbers."""
@@ -54,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         if group.rank == 0:
             title = f"{result.config.algorithm}, {result.config.compressor}"
             save_curves(result.rounds, out / "curves.png", title=title)
+            save_synthetic_picture(out)
             print_summary(result, out)
     return 0
 

@@ -81,14 +81,19 @@ PRESETS = {
     "oracle": Preset("for study", "oracle", rho=0.05),
 }
 
+SYNTHETIC_EVERY = 10  # rounds between renewals of a set that the run learned itself
+
 
 def resolve(config: RunConfig) -> RunConfig:
-    """The configuration with every default that depends on the algorithm filled in."""
+    """The configuration with every default that depends on other settings filled in."""
     if config.algorithm not in PRESETS:
         raise ConfigError(f"algorithm: unknown value {config.algorithm!r}; known: {', '.join(PRESETS)}")
     preset = PRESETS[config.algorithm]
     names = [name for name in ("rho", "prox", "gradient_share") if getattr(config, name) is None]
-    return config.replace(**{name: getattr(preset, name) for name in names})
+    changes = {name: getattr(preset, name) for name in names}
+    if config.synthetic_every is None:
+        changes["synthetic_every"] = SYNTHETIC_EVERY if config.synthetic is None else 0
+    return config.replace(**changes)
 
 
 @dataclass(frozen=True)

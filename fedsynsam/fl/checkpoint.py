@@ -21,11 +21,12 @@ from fedsynsam.fl.distributed import Group
 from fedsynsam.fl.evidence import Evidence
 from fedsynsam.fl.records import Records, record_name
 from fedsynsam.fl.server import ServerState
-from fedsynsam.fl.synthesis import SyntheticSet
+from fedsynsam.fl.synthetic import SyntheticSet
 from fedsynsam.fl.tensorfile import TensorFolder, pack, unpack, write_atomically
 from fedsynsam.wire import Payload
 
 STATE = "state"
+SYNTHETIC_NUMBERS = ("synthetic_round", "synthetic_loss", "synthetic_seconds")
 
 
 class Checkpoint:
@@ -103,7 +104,7 @@ def _state_blob(state: ServerState, table: Mapping[int, tuple[int, int]]) -> byt
         tensors |= {f"synthetic/{key}": value for key, value in state.synthetic.tensors().items()}
     if state.evidence is not None:
         tensors |= _evidence_tensors(state.evidence)
-    return pack(tensors, {"round": state.round, "synthetic_round": state.synthetic_round})
+    return pack(tensors, {"round": state.round, **{key: getattr(state, key) for key in SYNTHETIC_NUMBERS}})
 
 
 def load_weights(folder: Path) -> tuple[Tensor, int]:
@@ -117,7 +118,7 @@ def load_weights(folder: Path) -> tuple[Tensor, int]:
 
 def _restored(tensors: dict[str, Tensor], numbers: dict[str, Any], fresh: ServerState) -> ServerState:
     weights = _like(tensors, fresh, STATE)
-    state = ServerState(weights, round=int(numbers["round"]), synthetic_round=int(numbers["synthetic_round"]))
+    state = ServerState(weights, int(numbers["round"]), **{key: numbers[key] for key in SYNTHETIC_NUMBERS})
     state.previous = tensors.get("previous")
     state.holders, state.last_round = dict(tensors["holders"].tolist()), dict(tensors["last"].tolist())
     state.memory = _within(tensors, "memory")

@@ -100,21 +100,23 @@ class RunConfig:
     residual_store: str = "auto"
     """Where the clients' residuals lie: device, host, disk (the run's folder), or auto, by the memory there is."""
 
+    synthetic: str | None = None
+    """File of a synthetic set (the synthetic.safetensors of a run): used from round 1 instead of learning one."""
     synthetic_method: str = "gradient"
     """How the synthetic set is learned: gradient (matching) or trajectory (matching, DynaFed's way)."""
     synthetic_start: int = 25
     """R: rounds of plain FedAvg before the synthetic set is first learned and used."""
-    synthetic_every: int = 10
-    """Rounds between renewals of the synthetic set, warm-started; 0 learns it once, at R."""
+    synthetic_every: int | None = None
+    """Rounds between renewals of the synthetic set from R on, warm-started; 0: none. Default: 10, or 0 with a file."""
     synthetic_images: int = 5
     """Synthetic images a class."""
-    synthetic_steps: int = 300
+    synthetic_steps: int = 600
     """Optimizer steps when the set is first learned; a renewal takes a third of them."""
     synthetic_segment: int = 5
     """s: rounds of the trajectory that one matched direction spans."""
     synthetic_window: int = 100
     """Latest rounds of the trajectory that the synthetic set is learned from."""
-    synthetic_drift: float = 3.0
+    synthetic_drift: float = 5.0
     """Matching starts up to this many client updates off the trajectory, as local training does; 0 stays on it."""
     finetune_steps: int = 20
     """DynaFed: the server's gradient steps on the synthetic set after each round, at the rate learned with the set."""

@@ -35,6 +35,18 @@ class Evidence:
         for old in [key for key in self.weights if key < round_number - self.window]:
             del self.weights[old], self.payloads[old]
 
+    def sample_update(self, rng: np.random.Generator) -> tuple[Tensor, Tensor] | None:
+        """Global weights w_j and what a client made of them in the next round, C(Δ_i); both [P], uniform over rounds.
+
+        None when no payload is there.
+        """
+        rounds = [r for r, received in self.payloads.items() if received and r - 1 in self.weights]
+        if not rounds:
+            return None
+        chosen = rounds[int(rng.integers(len(rounds)))]
+        received = self.payloads[chosen]
+        return self.weights[chosen - 1], cast(Tensor, received[int(rng.integers(len(received)))].decompress())
+
     def sample(self, segment: int, drift: float, average: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A starting point and the point that it should lead to, both [P].
 

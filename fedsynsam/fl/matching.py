@@ -1,7 +1,8 @@
-"""Two ways to say how well a synthetic set explains a piece of the trajectory; both are differentiable in the set.
+"""Two ways to say how well a synthetic set explains what the server has seen; both are differentiable in the set.
 
-Gradient matching: the set's gradient at the start points from the goal to the start, in the cosine of the flat vectors
-(Zhao et al. 2021, arXiv 2006.05929, with displacements of the global weights in the place of real gradients).
+Gradient matching: the set's gradient points along a displacement, reversed, in the cosine of the flat vectors (Zhao et
+al. 2021, arXiv 2006.05929, with displacements of weights in the place of real gradients). A displacement is that of the
+global weights over some rounds, or a client's update; then each class of images counts as much as the client has of it.
 Trajectory matching: gradient descent on the set leads from the start to the goal (Cazenavette et al. 2022,
 arXiv 2203.11932; in federated learning DynaFed, Pi et al. 2023, arXiv 2211.10878).
 """
@@ -24,22 +25,33 @@ class FlatLoss:
         self._named = [(name, parameter.shape) for name, parameter in module.named_parameters()]
         self._sizes = [shape.numel() for _, shape in self._named]
 
-    def __call__(self, weights: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of `images` against class indices or soft `labels`."""
+    def __call__(self, weights: Tensor, images: Tensor, labels: Tensor, shares: Tensor | None = None) -> Tensor:
+        """Cross-entropy of `images` [M, …] against class indices or soft `labels`.
+
+        The mean over images, or their sum weighted by `shares` [M].
+        """
         pieces = zip(self._named, weights.split(self._sizes), strict=True)
         parameters = {name: piece.view(shape) for (name, shape), piece in pieces}
-        return functional.cross_entropy(functional_call(self._module, parameters, (channels_last(images),)), labels)
+        outputs = functional_call(self._module, parameters, (channels_last(images),))
+        if shares is None:
+            return functional.cross_entropy(outputs, labels)
+        return shares @ functional.cross_entropy(outputs, labels, reduction="none")
 
-    def gradient(self, weights: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, shares: Tensor | None = None) -> Tensor:
         """Gradient in the weights [P], itself differentiable."""
         if not weights.requires_grad:
             weights = weights.detach().requires_grad_()
-        return torch.autograd.grad(self(weights, images, labels), weights, create_graph=True)[0]
+        return torch.autograd.grad(self(weights, images, labels, shares), weights, create_graph=True)[0]
 
 
-def gradient_mismatch(loss: FlatLoss, images: Tensor, logits: Tensor, start: Tensor, goal: Tensor) -> Tensor:
-    """1 − cos(∇f_syn(start), start − goal), a scalar in [0, 2]."""
-    gradient = loss.gradient(start, images, logits.softmax(dim=1))
+def gradient_mismatch(
+    loss: FlatLoss, images: Tensor, logits: Tensor, start: Tensor, goal: Tensor, shares: Tensor | None = None
+) -> Tensor:
+    """1 − cos(∇f_syn(start), start − goal), a scalar in [0, 2]; images count equally or by `shares` [M]."""
+    if shares is not None:  # images that do not count need not be computed
+        counted = torch.nonzero(shares).squeeze(1)
+        images, logits, shares = images[counted], logits[counted], shares[counted]
+    gradient = loss.gradient(start, images, logits.softmax(dim=1), shares)
     return 1.0 - functional.cosine_similarity(gradient, start - goal, dim=0)
 
 

@@ -17,7 +17,9 @@ class RoundMetrics:
     """One line of `metrics.jsonl`. Fields that were not measured in this round are None.
 
     `round` counts from 1. Bytes are lengths of real payloads (uplink) and tensors (downlink), summed over the cohort.
-    `cosines` maps the name of an estimator to its mean cosine with the global gradient.
+    `cosines` maps the name of an estimator to its mean cosine with the global gradient. A round before which the
+    synthetic set was learned has the matching loss that this ended with (the mean over the last tenth of its steps)
+    and the seconds it took, which `seconds` includes.
     """
 
     round: int
@@ -29,11 +31,13 @@ class RoundMetrics:
     test_loss: float | None = None
     cosines: dict[str, float] | None = None
     sharpness: float | None = None
+    synthetic_loss: float | None = None
+    synthetic_seconds: float | None = None
 
     def to_json(self) -> str:
         """One line of JSON, without a newline; optional fields appear only when they were measured."""
         values = dataclasses.asdict(self)
-        for name in ("cosines", "sharpness"):
+        for name in ("cosines", "sharpness", "synthetic_loss", "synthetic_seconds"):
             if values[name] is None:
                 del values[name]
         return json.dumps(values)

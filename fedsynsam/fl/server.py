@@ -16,7 +16,7 @@ from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.evidence import Evidence
 from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.streams import COHORT, stream
-from fedsynsam.fl.synthesis import SyntheticSet
+from fedsynsam.fl.synthetic import SyntheticSet
 from fedsynsam.wire import aggregate
 
 
@@ -33,13 +33,17 @@ class ServerState:
     starts: dict[int, Tensor] = field(default_factory=dict)  # round -> weights [P] then, if somebody's last
     synthetic: SyntheticSet | None = None
     synthetic_round: int = 0  # finished rounds when the set was last learned
+    synthetic_loss: float | None = None  # matching loss that learning ended with; None for a set that was given
+    synthetic_seconds: float | None = None  # what learning it took
     holders: dict[int, int] = field(default_factory=dict)  # client -> `synthetic_round` of the set it holds
 
 
 class Server:
     """Aggregates payloads and keeps the state of a run."""
 
-    def __init__(self, config: RunConfig, weights: Tensor, shared: Batch | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, weights: Tensor, shared: Batch | None = None, synthetic: SyntheticSet | None = None
+    ) -> None:
         self.config = config
         self.state = ServerState(weights)
         self._real_set = shared
@@ -47,6 +51,7 @@ class Server:
         if self._preset.learns_a_set:
             self.state.evidence = Evidence(window=config.synthetic_window)
             self.state.evidence.add(0, weights)
+            self.state.synthetic = synthetic
         self._holders_of: Counter[int] = Counter()
 
     def restore(self, state: ServerState) -> None:
@@ -82,12 +87,20 @@ class Server:
             return False
         if state.synthetic is not None and state.synthetic_round == state.round:
             return False  # learned, and then the round was interrupted
-        every = self.config.synthetic_every
-        return since_start == 0 or (every > 0 and since_start % every == 0)
+        if since_start == 0 and self.config.synthetic is None:
+            return True
+        every = self.config.synthetic_every or 0
+        return every > 0 and since_start % every == 0
 
-    def adopt(self, synthetic: SyntheticSet) -> None:
-        """Use `synthetic` from the next round on."""
-        self.state.synthetic, self.state.synthetic_round = synthetic, self.state.round
+    def adopt(self, synthetic: SyntheticSet, loss: float, seconds: float) -> None:
+        """Use `synthetic`, learned in `seconds` down to the matching loss `loss`, from the next round on."""
+        state = self.state
+        state.synthetic, state.synthetic_round = synthetic, state.round
+        state.synthetic_loss, state.synthetic_seconds = loss, seconds
+
+    def newly_learned(self) -> bool:
+        """Whether the next round is the first that uses the set learned last."""
+        return self.state.synthetic_loss is not None and self.state.synthetic_round == self.state.round
 
     def downlink_bytes(self, cohort: list[int]) -> int:
         """Bytes that the cohort is sent: dense vectors each, and the synthetic set where a client lacks the latest."""

@@ -36,7 +36,8 @@ from fedsynsam.fl.runfolder import RunFolder, differing_key, stored_engine
 from fedsynsam.fl.server import Server
 from fedsynsam.fl.sharpness import Sharpness
 from fedsynsam.fl.streams import PARTITION, WEIGHTS, number, stream
-from fedsynsam.fl.synthesis import SyntheticSet, learn
+from fedsynsam.fl.synthesis import learn
+from fedsynsam.fl.synthetic import FILE_NAME, SyntheticSet, load_synthetic, save_synthetic
 from fedsynsam.fl.tensorfile import TensorFolder, pack, unpack
 from fedsynsam.fl.training import Training, finetune
 from fedsynsam.fl.workers import Worker, WorkerPool
@@ -48,8 +49,9 @@ class Simulation:
     """One federated run, written to the folder `out` (None writes nothing).
 
     The folder gets `config.json` (resolved, with versions and commit), `metrics.jsonl` (one line a round),
-    `summary.json` and `checkpoint/`. A folder that holds another run raises `ConfigError`; `resume=True` goes on
-    from its checkpoint, whose configuration must be the same. Of the processes of a `group` only rank 0 writes it.
+    `summary.json`, `checkpoint/`, and `synthetic.safetensors` when a synthetic set is learned. A folder that holds
+    another run raises `ConfigError`; `resume=True` goes on from its checkpoint, whose
+    configuration must be the same. Of the processes of a `group` only rank 0 writes it.
     """
 
     def __init__(
@@ -125,7 +127,8 @@ class Simulation:
         self._held_out = held_out_sample(self._dataset, config.seed)
         self._sharpness = Sharpness(self._module, self._dataset, config.seed)
         shared = self._real_set if PRESETS[config.algorithm].perturbation == "real" else None
-        self._server = Server(config, flat_weights(self._module), shared)
+        given = None if config.synthetic is None else load_synthetic(Path(config.synthetic), self._dataset)
+        self._server = Server(config, flat_weights(self._module), shared, given)
         threads = thread_count(config, self._device, self._group)
         self._choice = self._choose(threads)
         self.config = config.replace(engine=self._choice.engine)
@@ -192,6 +195,7 @@ class Simulation:
                     f"{server.state.round}); start the run anew"
                 )
             self._folder.keep_rounds(self._rounds)
+            self._write_synthetic()
 
     @property
     def _scratch(self) -> Path | None:
@@ -251,12 +255,22 @@ class Simulation:
 
         def work() -> bytes:
             assert evidence is not None
-            return pack(
-                learn(self.config, self._module, self._dataset, evidence, state.synthetic, state.round, watch).tensors()
+            began = time.perf_counter()
+            synthetic, loss = learn(
+                self.config, self._module, self._dataset, evidence, state.synthetic, state.round, watch
             )
+            return pack(synthetic.tensors(), {"loss": loss, "seconds": round(time.perf_counter() - began, 4)})
 
-        tensors, _ = unpack(self._group.on_first(work), "the synthetic set", self._device)
-        self._server.adopt(SyntheticSet(**tensors))
+        tensors, numbers = unpack(self._group.on_first(work), "the synthetic set", self._device)
+        self._server.adopt(SyntheticSet(**tensors), numbers["loss"], numbers["seconds"])
+        self._write_synthetic()
+
+    def _write_synthetic(self) -> None:
+        """Put the latest set into the run's folder, for a picture and for other runs."""
+        state = self._server.state
+        if self._folder is not None and state.synthetic is not None:
+            path = self._folder.path / FILE_NAME
+            save_synthetic(path, state.synthetic, self._dataset, self.config, state.synthetic_round)
 
     def _finetune(self, weights: Tensor) -> Tensor:
         """Weights after fine-tuning on the synthetic set, by rank 0 for every rank."""
@@ -278,6 +292,7 @@ class Simulation:
         state = server.state
         if server.needs_synthesis():
             self._learn(on_step)
+        newly_learned = server.newly_learned()
         current = state.round + 1
         cohort = server.cohort(current)
         downlink = server.downlink_bytes(cohort)
@@ -321,6 +336,8 @@ class Simulation:
             test_loss=loss,
             cosines=cosines or None,
             sharpness=sharpness,
+            synthetic_loss=state.synthetic_loss if newly_learned else None,
+            synthetic_seconds=state.synthetic_seconds if newly_learned else None,
         )
         return metrics, stop
 

@@ -6,7 +6,6 @@ It is learned on the server from what the server has seen anyway (`Evidence`); n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,43 +14,21 @@ from torch import Tensor, nn
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.evidence import Evidence
-from fedsynsam.fl.flat import Batch
+from fedsynsam.fl.labels import LabelMix
 from fedsynsam.fl.matching import FlatLoss, gradient_mismatch, trajectory_mismatch
 from fedsynsam.fl.metrics import CutShort, OnStep, StepProgress
 from fedsynsam.fl.streams import SYNTHESIS, stream
+from fedsynsam.fl.synthetic import SyntheticSet
 
-# Adam's rates for images, logits and log-rate; they fall to a twentieth along half a cosine. Faster or longer learning
-# matches the trajectory better and the global gradient worse.
+# Adam's rates for images, logits and log-rate; they fall to a twentieth along half a cosine.
 IMAGE_LR, LOGIT_LR, RATE_LR = 0.05, 0.01, 0.01
 # Logit of an image's own class at first: soft labels that already tell the classes apart (0 leaves nothing to start
 # from, 5 nothing to learn).
 FIRST_LOGIT = 2.0
 FIRST_RATE = 0.04  # DynaFed's
 INNER_STEPS = 10  # of trajectory matching; DynaFed takes 20
+UPDATE_SHARE = 0.5  # of the steps that match a client's update; the others match displacements of the global weights
 AVERAGE = 3  # global weights averaged in the goal of trajectory matching, which averages compression noise, too
-
-
-@dataclass(frozen=True)
-class SyntheticSet:
-    """Images f32 [M, C, H, W], label logits f32 [M, classes], and log_rate f32 [], which trajectory matching learns."""
-
-    images: Tensor
-    logits: Tensor
-    log_rate: Tensor
-
-    @property
-    def batch(self) -> Batch:
-        """Images and soft labels, as a client uses them."""
-        return self.images, self.logits.softmax(dim=1)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of a broadcast: images and logits as float32."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.images, self.logits))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, as a checkpoint keeps them; `SyntheticSet(**tensors)` is the inverse."""
-        return {"images": self.images, "logits": self.logits, "log_rate": self.log_rate}
 
 
 def first_set(dataset: Dataset, images_per_class: int, rng: np.random.Generator) -> SyntheticSet:
@@ -72,8 +49,10 @@ def learn(
     previous: SyntheticSet | None,
     round_number: int,
     on_step: OnStep | None = None,
-) -> SyntheticSet:
+) -> tuple[SyntheticSet, float]:
     """The synthetic set after `round_number` rounds, learned anew or, in a third of the steps, from `previous`.
+
+    Beside it the matching loss that it ended with: the mean over the last tenth of the steps, rounded to four digits.
 
     `dataset` gives the shape and range of images and the number of classes, nothing else. `on_step` sees every step
     and ends the learning by raising `CutShort`; what was learned so far is then used.
@@ -93,14 +72,13 @@ def learn(
         optimizer, lambda step: 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * step / steps))
     )
     loss = FlatLoss(module)
-    by_gradient = config.synthetic_method == "gradient"
+    pieces = _Pieces(config, evidence, LabelMix(module, dataset.classes), logits.argmax(dim=1), rng)
+    losses = list[float]()
     for step in range(steps):
-        start, goal = evidence.sample(
-            config.synthetic_segment, config.synthetic_drift, 1 if by_gradient else AVERAGE, rng
-        )
-        if by_gradient:
-            mismatch = gradient_mismatch(loss, images, logits, start, goal)
+        if config.synthetic_method == "gradient":
+            mismatch = gradient_mismatch(loss, images, logits, *pieces.draw())
         else:
+            start, goal = evidence.sample(config.synthetic_segment, config.synthetic_drift, AVERAGE, rng)
             mismatch = trajectory_mismatch(loss, images, logits, log_rate, start, goal, INNER_STEPS)
         optimizer.zero_grad()
         mismatch.backward()
@@ -108,15 +86,41 @@ def learn(
         schedule.step()
         with torch.no_grad():
             images.copy_(_clip(images, dataset))
+        losses.append(float(mismatch.detach()))
         if on_step is not None:
-            progress = StepProgress(
-                stage="synthesis", done=step + 1, total=steps, round=round_number, value=float(mismatch.detach())
-            )
+            progress = StepProgress(stage="synthesis", done=step + 1, total=steps, round=round_number, value=losses[-1])
             try:
                 on_step(progress)
             except CutShort:
                 break
-    return SyntheticSet(images.detach(), logits.detach(), log_rate.detach())
+    last = losses[-max(1, len(losses) // 10) :]
+    learned = SyntheticSet(images.detach(), logits.detach(), log_rate.detach())
+    return learned, round(sum(last) / len(last), 4)
+
+
+class _Pieces:
+    """Draws what gradient matching should explain next: start and goal [P], and how much each image counts [M].
+
+    A share `UPDATE_SHARE` of the draws is a client's update, −C(Δ_i) at w_j, for which the images of class c count
+    together as much as c has in the client's mix of labels. The others are displacements of the global weights from
+    starting points off the trajectory, for which all images count equally (None).
+    """
+
+    def __init__(
+        self, config: RunConfig, evidence: Evidence, label_mix: LabelMix, classes: Tensor, rng: np.random.Generator
+    ) -> None:
+        self._config, self._evidence, self._label_mix, self._rng = config, evidence, label_mix, rng
+        self._classes = classes  # of each image, int64 [M]
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        piece = self._evidence.sample_update(self._rng) if self._rng.random() < UPDATE_SHARE else None
+        if piece is None:
+            config = self._config
+            return *self._evidence.sample(config.synthetic_segment, config.synthetic_drift, 1, self._rng), None
+        start, update = piece
+        mix = self._label_mix(update)
+        shares = (mix / torch.bincount(self._classes, minlength=len(mix)).clamp_min(1))[self._classes]
+        return start, start + update, shares if bool(shares.any()) else None  # no image of the client's classes
 
 
 def _clip(images: Tensor, dataset: Dataset) -> Tensor:

@@ -33,22 +33,27 @@ def pack(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any] | None = None
     return save(copies, metadata={ENTRY: json.dumps({"version": VERSION, "crc": _crc(copies, text), "numbers": text})})
 
 
-def unpack(blob: bytes, source: str, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The inverse of `pack`, with the tensors on `device`; raises `CheckpointError` that names `source` if damaged."""
+def unpack(
+    blob: bytes, source: str, device: torch.device, advice: str = "start the run anew"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The inverse of `pack`, with the tensors on `device`.
+
+    Raises `CheckpointError` that names `source` and gives `advice` if the bytes are damaged or not `pack`'s.
+    """
     try:
         tensors = load(blob)
         size = int.from_bytes(blob[:8], "little")
         metadata = json.loads(json.loads(blob[8 : 8 + size]).get("__metadata__", {}).get(ENTRY, "{}"))
         if (version := metadata.get("version")) != VERSION:
-            raise CheckpointError(f"{source} has version {version!r}; this program reads {VERSION!r}")
+            raise CheckpointError(f"{source} has version {version!r}; this program reads {VERSION!r}; {advice}")
         text = metadata["numbers"]
         if metadata["crc"] != _crc(tensors, text):
-            raise CheckpointError(f"{source} is damaged (its checksum does not match); start the run anew")
+            raise CheckpointError(f"{source} is damaged (its checksum does not match); {advice}")
         return {key: value.to(device) for key, value in tensors.items()}, json.loads(text)
     except CheckpointError:
         raise
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{source} is damaged ({type(error).__name__}: {error}); start the run anew") from error
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source} is damaged ({type(error).__name__}: {error}); {advice}") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -49,6 +49,8 @@ def save_curves(rounds: Sequence[RoundMetrics], path: Path, title: str) -> Path:
         panels.append(_draw_cosines)
     if any(row.sharpness is not None for row in rounds):
         panels.append(_draw_sharpness)
+    if any(row.synthetic_loss is not None for row in rounds):
+        panels.append(_draw_synthesis)
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(len(panels))
         for draw, axis in zip(panels, axes, strict=True):
@@ -101,6 +103,14 @@ def _draw_sharpness(axis: Axes, rounds: Sequence[RoundMetrics]) -> None:
     points = [(row.round, row.sharpness) for row in rounds if row.sharpness is not None]
     axis.plot(*zip(*points, strict=True), color=COLORS[0], marker=".")
     axis.set(xlabel="round", ylabel="largest Hessian eigenvalue", title="sharpness", ylim=(0, None))
+
+
+def _draw_synthesis(axis: Axes, rounds: Sequence[RoundMetrics]) -> None:
+    points = [(row.round - 1, row.synthetic_loss) for row in rounds if row.synthetic_loss is not None]
+    axis.plot(*zip(*points, strict=True), color=COLORS[0], marker=".")
+    seconds, whole = sum(row.synthetic_seconds or 0 for row in rounds), sum(row.seconds for row in rounds)
+    axis.set(xlabel="finished rounds", ylabel="matching loss at its end", ylim=(0, None))
+    axis.set_title(f"learning the synthetic set: {seconds:.1f} of {whole:.0f} s")
 
 
 def save_slices(places: np.ndarray, line: np.ndarray, plane: np.ndarray, path: Path, title: str) -> Path:

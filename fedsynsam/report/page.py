@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import importlib.util
-import io
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .charts import Chart
@@ -88,10 +86,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _synthetic_images(comparison: Comparison) -> list[str]:
-    """The synthetic set of the first run that has one in its checkpoint, a row of images a class."""
+    """The synthetic set of the first run that left one, a row of images a class."""
+    from .pictures import synthetic_png
+
     for group in comparison.groups:
         for run in group.runs:
-            picture = _synthetic_picture(run.path)
+            picture = synthetic_png(run.path)
             if picture is not None:
                 name = f"{group.algorithm}, {group.compressor}, seed {run.config['seed']}"
                 data = base64.b64encode(picture).decode()
@@ -101,28 +101,3 @@ def _synthetic_images(comparison: Comparison) -> list[str]:
                     f'<img alt="synthetic images, a row for each class" src="data:image/png;base64,{data}">',
                 ]
     return []
-
-
-def _synthetic_picture(run: Path) -> bytes | None:
-    """A PNG of the set in the run's checkpoint, or None."""
-    import matplotlib.image
-    import numpy as np
-    from safetensors import safe_open
-
-    path = run / "checkpoint" / "state.safetensors"
-    if not path.exists():
-        return None
-    with safe_open(path, framework="np") as file:
-        if "synthetic/images" not in file.keys():  # noqa: SIM118  (not a dict)
-            return None
-        images: Any = file.get_tensor("synthetic/images")
-        classes = file.get_tensor("synthetic/logits").shape[1]
-    count, channels, height, width = images.shape
-    images = (images - images.min()) / max(float(np.ptp(images)), 1e-12)
-    grid = images.reshape(classes, count // classes, channels, height, width).transpose(0, 3, 1, 4, 2)
-    pixels = grid.reshape(classes * height, count // classes * width, channels)
-    pixels = np.repeat(pixels, 3, axis=2) if channels == 1 else pixels[..., :3]
-    pixels = np.repeat(np.repeat(pixels, 2, axis=0), 2, axis=1)
-    target = io.BytesIO()
-    matplotlib.image.imsave(target, pixels, format="png")
-    return target.getvalue()

@@ -31,7 +31,16 @@ def test_run_writes_its_folder_and_says_what_it_came_to(tmp_path: Path, capsys: 
     assert json.loads((out / "config.json").read_text())["algorithm"] == "fedsynsam"
     assert json.loads((out / "summary.json").read_text())["uplink_bytes"] == sum(row["uplink_bytes"] for row in rows)
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "synthetic.png").read_bytes().startswith(b"\x89PNG")
     assert not list(out.glob("*.part"))
+    picture = (out / "synthetic.png").read_bytes()
+    (out / "synthetic.png").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "synthetic.png").read_bytes() == picture
+
+    again = tmp_path / "again"
+    assert main(["run", *TINY, "--synthetic", str(out / "synthetic.safetensors"), "--out", str(again)]) == 0
+    assert (again / "synthetic.png").read_bytes() == picture
 
 
 def test_sharpness_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,8 @@ MISTAKES = {
     "folder in use": (["run", "--out", "."], "not empty"),
     "resume without a folder": (["run", "--resume"], "--out"),
     "resume of nothing": (["run", "--resume", "--out", "nosuch"], "nosuch"),
+    "missing synthetic set": (["run", "--synthetic", "nosuch.safetensors"], "'nosuch.safetensors' cannot be read"),
+    "not a synthetic set": (["run", "--synthetic", "bad.toml"], "'bad.toml' is damaged"),
     "missing device": (["run", "--device", "cuda:99"], "cuda:99"),
     "compare: unknown algorithm": (["compare", "--algorithms", "fedavg,foo"], "'foo'"),
     "compare: unknown compressor": (["compare", "--compressors", "gzip"], "gzip"),

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as functional
 
 from fedsynsam.compress import compressor
+from fedsynsam.fl import synthesis
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.evidence import Evidence
@@ -13,7 +14,8 @@ from fedsynsam.fl.flat import FlatModel, flat_weights
 from fedsynsam.fl.matching import FlatLoss, gradient_mismatch, trajectory_mismatch
 from fedsynsam.fl.metrics import CutShort, StepProgress
 from fedsynsam.fl.models import build_model
-from fedsynsam.fl.synthesis import SyntheticSet, first_set, learn
+from fedsynsam.fl.synthesis import first_set, learn
+from fedsynsam.fl.synthetic import SyntheticSet
 
 
 def payload(update: torch.Tensor):
@@ -54,16 +56,20 @@ def test_learning_brings_the_gradient_closer_to_the_global_one(tiny_dataset, met
     module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
     evidence = trained_evidence(tiny_dataset, module)
     settings = config(synthetic_method=method, synthetic_steps=steps)
-    start = learn(config(synthetic_steps=1), module, tiny_dataset, evidence, None, 10)
-    learned = learn(settings, module, tiny_dataset, evidence, None, 10)
+    start, first_loss = learn(config(synthetic_steps=1), module, tiny_dataset, evidence, None, 10)
+    learned, last_loss = learn(settings, module, tiny_dataset, evidence, None, 10)
     before, after = (cosine_with_truth(module, tiny_dataset, evidence, item) for item in (start, learned))
     assert after > before + gain, (before, after)
+    assert last_loss < first_loss - gain / 2, (first_loss, last_loss)
 
 
 def test_learning_repeats_bit_for_bit_and_stays_in_range(tiny_dataset) -> None:
     module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
     evidence = trained_evidence(tiny_dataset, module)
-    first, second = (learn(config(synthetic_steps=10), module, tiny_dataset, evidence, None, 10) for _ in range(2))
+    (first, loss), (second, again) = (
+        learn(config(synthetic_steps=10), module, tiny_dataset, evidence, None, 10) for _ in range(2)
+    )
+    assert loss == again
     assert all(torch.equal(a, b) for a, b in zip(first.tensors().values(), second.tensors().values(), strict=True))
     assert bool((first.images >= tiny_dataset.low.view(-1, 1, 1)).all())
     assert bool((first.images <= tiny_dataset.high.view(-1, 1, 1)).all())
@@ -78,7 +84,7 @@ def test_progress_is_shown_and_learning_can_be_cut_short(tiny_dataset) -> None:
         if progress.done == 3:
             raise CutShort
 
-    cut = learn(config(synthetic_steps=50), module, tiny_dataset, evidence, None, 10, on_step)
+    cut, _ = learn(config(synthetic_steps=50), module, tiny_dataset, evidence, None, 10, on_step)
     assert seen == [("synthesis", done, 50, 10) for done in (1, 2, 3)]
     assert not torch.equal(cut.images, first_set(tiny_dataset, 3, np.random.default_rng(0)).images)
 
@@ -87,7 +93,7 @@ def test_a_renewal_starts_from_the_old_set_and_takes_a_third_of_the_steps(tiny_d
     module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
     evidence, totals = trained_evidence(tiny_dataset, module), []
     old = first_set(tiny_dataset, 3, np.random.default_rng(5))
-    new = learn(
+    new, _ = learn(
         config(synthetic_steps=10), module, tiny_dataset, evidence, old, 10, lambda step: totals.append(step.total)
     )
     assert totals == [4] * 4
@@ -128,6 +134,46 @@ def test_gradient_mismatch_is_one_minus_the_cosine(tiny_dataset) -> None:
     for goal, expected in ((start - 0.1 * gradient, 0.0), (start + 0.1 * gradient, 2.0)):
         mismatch = gradient_mismatch(loss, synthetic.images, synthetic.logits, start, goal)
         assert mismatch.item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_shares_weigh_images_as_often_as_they_say(tiny_dataset) -> None:
+    module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
+    start, loss = flat_weights(module), FlatLoss(module)
+    images, labels = first_set(tiny_dataset, 1, np.random.default_rng(0)).batch
+    shares = torch.tensor([0.5, 0.0, 0.5])
+    expected = loss.gradient(start, images[[0, 2]], labels[[0, 2]])
+    torch.testing.assert_close(loss.gradient(start, images, labels, shares), expected)
+    torch.testing.assert_close(
+        loss.gradient(start, images, labels, torch.full((3,), 1 / 3)), loss.gradient(start, images, labels)
+    )
+
+
+def test_an_update_is_drawn_with_the_weights_it_started_from() -> None:
+    evidence = Evidence(window=3)
+    evidence.add(0, torch.zeros(1))
+    assert evidence.sample_update(np.random.default_rng(0)) is None
+    for number in range(1, 6):
+        evidence.add(number, torch.tensor([10.0 * number]), [payload(torch.tensor([float(number)]))])
+    drawn = [evidence.sample_update(np.random.default_rng(seed)) for seed in range(40)]
+    assert {(float(start), float(update)) for start, update in filter(None, drawn)} == {(20, 3), (30, 4), (40, 5)}
+
+
+def test_clients_of_one_class_teach_what_their_common_displacement_does_not(tiny_dataset, monkeypatch) -> None:
+    """Updates of single classes that cancel: the global weights stand still, and the classes show all the same."""
+    module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)
+    model, evidence = FlatModel(module, torch.device("cpu")), Evidence(window=10)
+    weights = model.weights[0].clone()
+    evidence.add(0, weights)
+    for number in range(1, 11):
+        members = torch.nonzero(tiny_dataset.y_train == number % 3)[:, 0]
+        model.backward((tiny_dataset.x_train[members], tiny_dataset.y_train[members]))
+        evidence.add(number, weights, [payload(-0.2 * model.gradient[0])])
+    found = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(synthesis, "UPDATE_SHARE", share)
+        learned, _ = learn(config(synthetic_steps=100, synthetic_drift=0.0), module, tiny_dataset, evidence, None, 10)
+        found.append(cosine_with_truth(module, tiny_dataset, evidence, learned))
+    assert found[1] > found[0] + 0.3, found
 
 
 def test_trajectory_mismatch_follows_gradient_descent(tiny_dataset) -> None:

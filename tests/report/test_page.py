@@ -14,10 +14,13 @@ import pytest
 pytest.importorskip("plotly", reason="the extra [report] is not installed")
 pytest.importorskip("scipy", reason="the extra [report] is not installed")
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
 
+from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.data import dataset_from_arrays
 from fedsynsam.fl.metrics import RoundMetrics
+from fedsynsam.fl.synthetic import SyntheticSet, save_synthetic
 from fedsynsam.report import page
 from fedsynsam.report.comparison import read_cells, write_comparison
 from fedsynsam.report.runs import Run
@@ -39,10 +42,13 @@ def run(folder: Path, algorithm: str, compressor: str, seed: int, accuracy: floa
     summary |= {"downlink_bytes": 5000, "seconds": 0.5, "dense_uplink_bytes": 40000, "parameters": 1000, "rounds": 5}
     summary |= {"sharpness": 10.0 + seed}
     path = folder / f"{algorithm}-{compressor}-{seed}"
-    (path / "checkpoint").mkdir(parents=True)
+    path.mkdir(parents=True)
     if algorithm == "fedsynsam":
-        learned = {"synthetic/images": torch.rand(20, 1, 8, 8), "synthetic/logits": torch.zeros(20, 10)}
-        save_file(learned, path / "checkpoint" / "state.safetensors")
+        learned = SyntheticSet(torch.rand(20, 1, 8, 8), torch.eye(10).repeat(2, 1), torch.tensor(-3.0))
+        images, labels = np.arange(1280, dtype=np.float32).reshape(20, 8, 8), np.arange(20) % 10
+        arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+        dataset = dataset_from_arrays("gradients", arrays)
+        save_synthetic(path / "synthetic.safetensors", learned, dataset, RunConfig(), 5)
     return Run(path, config, rounds, summary)
 
 

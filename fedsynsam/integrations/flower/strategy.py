@@ -12,10 +12,12 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
 from ...errors import ArgumentError, StateError
+from ...fl.algorithm import resolve
 from ...fl.config import RunConfig
 from ...fl.data import Dataset, Images
 from ...fl.evidence import Evidence
-from ...fl.synthesis import SyntheticSet, learn
+from ...fl.synthesis import learn
+from ...fl.synthetic import SyntheticSet
 from ...wire import Manifest, Payload
 from .grid import CompressedGrid
 from .records import RECORD
@@ -65,7 +67,7 @@ class FedSynSAM(FedAvg):
             y_train=torch.empty(0, dtype=torch.int64), y_test=torch.empty(0, dtype=torch.int64),
             low=torch.full((channels,), float(low)), high=torch.full((channels,), float(high)),
         )  # fmt: skip
-        self._rho, self._config = rho, config if config is not None else RunConfig()
+        self._rho, self._config = rho, resolve(config if config is not None else RunConfig())
         self._evidence = Evidence(window=self._config.synthetic_window)
         self._grid: CompressedGrid | None = None
         self._weights: Tensor | None = None
@@ -110,7 +112,7 @@ class FedSynSAM(FedAvg):
         payloads = self._grid.payloads
         self._evidence.add(server_round, weights, [_flat_payload(payloads[node]) for node in sorted(payloads)])
         if self._is_due(server_round):
-            self.synthetic = learn(
+            self.synthetic, _ = learn(
                 self._config, self._model, self._images, self._evidence, self.synthetic, server_round
             )
             images, labels = self.synthetic.batch
@@ -119,7 +121,7 @@ class FedSynSAM(FedAvg):
         return arrays, metrics
 
     def _is_due(self, server_round: int) -> bool:
-        since, every = server_round - self._config.synthetic_start, self._config.synthetic_every
+        since, every = server_round - self._config.synthetic_start, self._config.synthetic_every or 0
         return since == 0 or (since > 0 and every > 0 and since % every == 0)
 
     def _flat(self, arrays: ArrayRecord) -> Tensor:

@@ -1,0 +1,104 @@
+"""What a finished run's server had, and where its clients would use a synthetic set learned from it.
+
+The trajectory and the payloads come from the run's checkpoint; the clients' local weights are made again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fedsynsam.fl.algorithm import real_set
+from fedsynsam.fl.checkpoint import _grouped
+from fedsynsam.fl.client import LocalRound
+from fedsynsam.fl.correction import Correction
+from fedsynsam.fl.cosines import STEPS_IN, held_out_sample
+from fedsynsam.fl.data import load_dataset
+from fedsynsam.fl.evidence import Evidence
+from fedsynsam.fl.flat import Batch, FlatModel
+from fedsynsam.fl.labels import LabelMix
+from fedsynsam.fl.matching import FlatLoss
+from fedsynsam.fl.models import build_model
+from fedsynsam.fl.partition import partition
+from fedsynsam.fl.perturbation import FixedSet
+from fedsynsam.fl.runfolder import load_config
+from fedsynsam.fl.server import Server
+from fedsynsam.fl.steps import Steps, draw
+from fedsynsam.fl.streams import BATCHES, PARTITION, WEIGHTS, number, stream
+from fedsynsam.fl.tensorfile import unpack
+from fedsynsam.fl.workers import Worker
+from fedsynsam.wire import Payload
+
+CLIENTS = 6  # of each cohort, measured
+
+
+class Lab:
+    """What a run left, and the local weights at which sets are measured."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = config = load_config(folder).replace(threads=1)
+        self.dataset = load_dataset(config.dataset, config.data_dir)
+        labels = self.dataset.y_train.numpy()
+        self.parts = partition(
+            config.partition, labels, config.clients, stream(config.seed, PARTITION),
+            alpha=config.alpha, shards_per_client=config.shards_per_client,
+        )  # fmt: skip
+        self.module = build_model(
+            config.model, self.dataset.image_shape, self.dataset.classes, number(config.seed, WEIGHTS)
+        )
+        self.loss, self.model = FlatLoss(self.module), FlatModel(self.module, torch.device("cpu"))
+        self.label_mix = LabelMix(self.module, self.dataset.classes)
+        tensors, _ = unpack(
+            (folder / "checkpoint" / "state.safetensors").read_bytes(), str(folder), torch.device("cpu")
+        )
+        self.weights, self.updates = dict[int, Tensor](), dict[int, list[Tensor]]()
+        self.payloads = dict[int, list[Payload]]()
+        for round_number, part in sorted(_grouped(tensors, "evidence").items()):
+            self.weights[round_number] = part.pop("weights")
+            blobs = [bytes(part[key].numpy()) for key in sorted(part, key=int)]
+            self.payloads[round_number] = [Payload.decode(blob, like=tensors["weights"]) for blob in blobs]
+            self.updates[round_number] = [cast(Tensor, item.decompress()) for item in self.payloads[round_number]]
+        self.server = Server(config, tensors["weights"])
+        measured = range(config.synthetic_start + 5, config.rounds + 1, 5)
+        self.probes = [probe for round_number in measured for probe in self._probes(round_number)]
+
+    def gradient(self, weights: Tensor, batch: Batch) -> Tensor:
+        """The gradient [P] of a batch, as a client computes it."""
+        self.model.weights.copy_(weights[None])
+        self.model.backward(batch)
+        return self.model.gradient[0].clone()
+
+    def _probes(self, round_number: int) -> list[tuple[int, Tensor, Tensor]]:
+        """Round, local weights and the gradient of held-out data there, for some clients of the round.
+
+        The clients' steps are perturbed along the gradient of real images, so that no lead is measured on its own path.
+        """
+        config, start = self.config.replace(local_steps=STEPS_IN), self.weights[round_number - 1]
+        real, held_out = real_set(self.dataset, 5, config.seed), held_out_sample(self.dataset, config.seed)
+        probes = []
+        for client in self.server.cohort(round_number)[:CLIENTS]:
+            rng = stream(config.seed, BATCHES, round_number, client)
+            steps = Steps(self.dataset, [draw(self.parts[client], config, rng)])
+            work = LocalRound(steps, FixedSet(real, 1.0), Correction())
+            local = start + Worker(self.module, torch.device("cpu")).train(start, work, config)[0][0]
+            probes.append((round_number, local, self.gradient(local, held_out)))
+        return probes
+
+    def evidence(self, last: int, payloads: int = 4) -> Evidence:
+        """What the server had after round `last`, with so many payloads of a round."""
+        kept = Evidence(window=self.config.synthetic_window)
+        kept.weights = {r: w for r, w in self.weights.items() if r <= last}
+        kept.payloads = {r: p[:payloads] for r, p in self.payloads.items() if r <= last}
+        return kept
+
+    def true_mix(self, round_number: int, place: int) -> Tensor:
+        """The mix of labels of the client whose payload was kept at `place` in a round."""
+        cohort, kept = self.server.cohort(round_number), len(self.payloads[round_number])
+        client = cohort[(round_number + place * len(cohort) // kept) % len(cohort)]
+        counts = torch.bincount(
+            self.dataset.y_train[torch.from_numpy(self.parts[client])], minlength=self.dataset.classes
+        )
+        return counts / counts.sum()

@@ -55,7 +55,8 @@ class BatchedModel:
         def call(parameters: dict[str, Tensor], own: Tensor) -> Tensor:
             return functional_call(self._module, parameters, (own,))
 
-        return torch.func.vmap(call, in_dims=axes)(self._parameters, images)
+        # channels last, group_norm asks for what vmap does not answer (PyTorch 2.13: "NYI: querying is_contiguous")
+        return torch.func.vmap(call, in_dims=axes)(self._parameters, images.contiguous())
 
     def _backward(self, losses: Tensor) -> Tensor:
         # a row's loss depends on its own weights alone: the gradient of the sum is each row's own

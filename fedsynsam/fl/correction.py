@@ -18,6 +18,10 @@ class Correction:
     decay: float = 0.0
     constant: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if self.constant is not None:  # one row for all clients becomes a row for each, once and not at each step
+            object.__setattr__(self, "constant", self.constant.contiguous())
+
     def tensors(self) -> list[Tensor]:
         """What tells one round's correction from another's of the same algorithm."""
         return [] if self.constant is None else [self.constant]

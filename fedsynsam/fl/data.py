@@ -27,13 +27,13 @@ class Images:
     """Images [N, channels, H, W] as they were read, a quarter of their float32 size if they are uint8.
 
     `images[which]` (a slice, or int64 indices of any shape [*]) gives f32 [*, channels, H, W], normalised:
-    (v − shift) / scale, with v = uint8 value / 255. It lies in memory as [*, H, W, channels] ("channels last"), in
-    which convolutions run faster.
+    (stored − shift) / scale. It lies in memory as [*, H, W, channels] ("channels last"), in which convolutions run
+    faster.
     """
 
     stored: Tensor  # uint8 or f32 [N, H, W, channels]
-    shift: Tensor  # f32 [channels]
-    scale: Tensor
+    shift: Tensor  # f32 [channels]: mean of the training images, in the unit of `stored`
+    scale: Tensor  # f32 [channels]: their standard deviation
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -43,8 +43,7 @@ class Images:
             raw = self.stored[which]
         else:
             raw = self.stored.index_select(0, which.reshape(-1)).view(*which.shape, *self.stored.shape[1:])
-        values = raw.float().div_(255.0) if raw.dtype == torch.uint8 else raw
-        return values.sub(self.shift).div_(self.scale).movedim(-1, -3)
+        return raw.sub(self.shift).div_(self.scale).movedim(-1, -3)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -124,8 +123,12 @@ def dataset_from_arrays(name: str, arrays: Arrays) -> Dataset:
         raise DataError(f"{name}: y_train holds only label 0; at least two classes are needed")
     if int(labels["test"].max()) >= classes:
         raise DataError(f"{name}: y_test holds label {int(labels['test'].max())}, y_train only 0 to {classes - 1}")
-    shift, scale, low, high = _statistics(images["train"])
-    normal = {part: Images(values, shift, scale) for part, values in images.items()}
+    train = images["train"]
+    values = train.float().numpy()  # numpy in float64: the same statistics whatever the number of PyTorch threads
+    mean = values.mean(axis=(0, 1, 2), dtype=np.float64)
+    deviation = np.maximum(values.std(axis=(0, 1, 2), dtype=np.float64), 1e-6)
+    shift, scale = (torch.from_numpy(part.astype(np.float32)) for part in (mean, deviation))
+    normal = {part: Images(stored, shift, scale) for part, stored in images.items()}
     return Dataset(
         name=name,
         x_train=normal["train"],
@@ -133,19 +136,9 @@ def dataset_from_arrays(name: str, arrays: Arrays) -> Dataset:
         x_test=normal["test"],
         y_test=labels["test"],
         classes=classes,
-        low=(low - shift) / scale,
-        high=(high - shift) / scale,
+        low=(train.amin(dim=(0, 1, 2)) - shift) / scale,
+        high=(train.amax(dim=(0, 1, 2)) - shift) / scale,
     )
-
-
-def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, deviation, lowest and highest value of each channel, f32 [channels], of images [N, H, W, channels]."""
-    raw = images.float() / 255.0 if images.dtype == torch.uint8 else images
-    values = raw.numpy()  # numpy in float64: the same statistics whatever the number of PyTorch threads
-    mean = values.mean(axis=(0, 1, 2), dtype=np.float64)
-    deviation = np.maximum(values.std(axis=(0, 1, 2), dtype=np.float64), 1e-6)
-    shift, scale = (torch.from_numpy(part.astype(np.float32)) for part in (mean, deviation))
-    return shift, scale, raw.amin(dim=(0, 1, 2)), raw.amax(dim=(0, 1, 2))
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -289,8 +289,10 @@ class Simulation:
             return self._training.clients(worker, client_ids, probing=probing)
 
         def train() -> list[Upload]:
-            results = self._pool.map(train_group, groups(own, self._choice, self._pool.threads))
-            return [upload for result in results for upload in result]
+            # those with the most work first, so that no thread is left alone with a long one at the end
+            order = sorted(own, key=lambda client: -len(self._parts[client]))
+            results = self._pool.map(train_group, groups(order, self._choice, self._pool.threads))
+            return sorted((upload for result in results for upload in result), key=lambda up: up.client_id)
 
         uploads, stop = exchange(
             self._group,

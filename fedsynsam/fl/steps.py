@@ -42,8 +42,8 @@ class Steps:
             indices[:, row, :size] = drawn
             share[row, :size] = 1.0 / size
         device = dataset.y_train.device
-        self._indices = torch.from_numpy(indices).to(device)
-        self._share = None if min(self.sizes) == width else torch.from_numpy(share).to(device)
+        self._indices = _sent(indices, device)
+        self._share = None if min(self.sizes) == width else _sent(share, device)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -55,3 +55,9 @@ class Steps:
     def tensors(self) -> list[Tensor]:
         """What tells one round's steps from another's."""
         return [self._indices] if self._share is None else [self._indices, self._share]
+
+
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """`array` on `device`; on CUDA without waiting, from pinned memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -62,9 +62,9 @@ class WorkerPool:
 
     def __init__(self, new_worker: Callable[[], Worker], threads: int) -> None:
         self.threads = threads
-        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self.idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for _ in range(threads):
-            self._idle.put(new_worker())
+            self.idle.put(new_worker())
         # PyTorch counts its threads per thread: each of ours computes alone, so that results do not depend on them
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -72,11 +72,11 @@ class WorkerPool:
         """`[function(worker, item) for item in items]`, several at a time."""
 
         def call(item: Item) -> Result:
-            worker = self._idle.get()
+            worker = self.idle.get()
             try:
                 return function(worker, item)
             finally:
-                self._idle.put(worker)
+                self.idle.put(worker)
 
         return list(self._pool.map(call, items))
 

@@ -32,9 +32,10 @@ import torch.nn.functional as functional
 from benchmarks.provenance import provenance
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import load_dataset
+from fedsynsam.fl.machine import choose_device, one_thread_each
 from fedsynsam.fl.models import build_model
 from fedsynsam.fl.partition import partition
-from fedsynsam.fl.simulation import Simulation, choose_device, one_thread_each
+from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.steps import Steps, draw
 from fedsynsam.fl.streams import BATCHES, PARTITION, WEIGHTS, number, stream
 

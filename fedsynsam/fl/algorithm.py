@@ -145,7 +145,7 @@ def correction_for(config: RunConfig, knowledge: Knowledge) -> Correction:
     kind, start, memory = PRESETS[config.algorithm].correction, knowledge.weights, knowledge.memory
     prox = config.prox or 0.0
     if kind == "proximal":
-        return Correction(decay=prox, constant=(-prox * start).repeat(len(knowledge.last), 1))
+        return Correction(decay=prox, constant=(-prox * start).expand(len(knowledge.last), -1))
     if kind == "duals":
         return Correction(decay=prox, constant=prox * (knowledge.rows("dual") - start))
     if kind == "variates":
@@ -153,7 +153,7 @@ def correction_for(config: RunConfig, knowledge: Knowledge) -> Correction:
     if kind == "momentum":
         share = config.gradient_share or 1.0
         momentum = memory.get("momentum", torch.zeros_like(start))
-        return Correction(scale=share, constant=((1.0 - share) * momentum).repeat(len(knowledge.last), 1))
+        return Correction(scale=share, constant=((1.0 - share) * momentum).expand(len(knowledge.last), -1))
     return Correction()
 
 

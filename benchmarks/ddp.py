@@ -162,7 +162,7 @@ def row(one: Lane, data: Dataset, seed: int, step: int, since: int) -> Row:
     mean = {key: statistics.fmean(rank[key] for rank in ranks) for key in mine}
     size, gathers = len(ranks), isinstance(one.state, fs.DDPState)
     with torch.no_grad():
-        scores = one.parallel.module(data.x_test)
+        scores = one.parallel.module(data.x_test[:])
         accuracy = float((scores.argmax(1) == data.y_test).float().mean())
         test_loss = float(nn.functional.cross_entropy(scores, data.y_test))
     return {

@@ -22,10 +22,11 @@ import torch
 from benchmarks import workload
 from benchmarks.peers.job import Job, new_model
 from benchmarks.provenance import provenance
-from fedsynsam.fl.client import Worker, WorkerPool
 from fedsynsam.fl.flat import Batch
+from fedsynsam.fl.machine import one_thread_each
 from fedsynsam.fl.metrics import RoundMetrics
-from fedsynsam.fl.simulation import Simulation, one_thread_each
+from fedsynsam.fl.simulation import Simulation
+from fedsynsam.fl.workers import Worker, WorkerPool
 
 WARMUP = 3
 
@@ -58,7 +59,7 @@ class Bare:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._pool = WorkerPool(new_model(), torch.device("cpu"), job.cores)
+        self._pool = WorkerPool(lambda: Worker(new_model(), torch.device("cpu")), job.cores)
 
     def seconds(self, round_number: int) -> float:
         """Wall time of a round's passes; its batches are gathered before."""
@@ -74,7 +75,7 @@ class Bare:
     @staticmethod
     def _passes(worker: Worker, steps: list[Batch]) -> None:
         for batch in steps:
-            worker.model.backward(batch)
+            worker.single.backward(batch)
 
 
 def measure(case: Case, cohort: int, timed: int, cores: int) -> dict[str, Any]:

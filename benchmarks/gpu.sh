@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on a machine with a CUDA toolkit and PyTorch, without a network:
 #
-#   benchmarks/gpu.sh [--dry-run] [build] [tests] [sanitize] [bench] [plot] [ncu]     (nothing named: all of them)
+#   benchmarks/gpu.sh [--dry-run] [build] [tests] [sanitize] [bench] [plot] [ncu] [rounds]     (nothing named: all of them)
 #
-# Each part has a time limit, goes on when another failed, and logs to $OUT/gpu.log; together they take less than eight
-# minutes. What comes out, in $OUT (default benchmarks/results/gpu): gpu.log, gpu.csv, gpu_*.png, ncu.csv.
+# Each part has a time limit, goes on when another failed, and logs to $OUT/gpu.log; together they take less than ten
+# minutes. What comes out, in $OUT (default benchmarks/results/gpu): gpu.log, gpu.csv, gpu_*.png, ncu.csv, engines.csv.
 # Exit code: 0 all well, 1 a part failed or ran out of time, 2 wrong usage, 3 nothing failed but a tool is missing.
 # --dry-run prints the commands and their limits, and runs nothing. From the environment: PYTHON, OUT, N (elements of
 # the long row), SIZES (of the benchmark), EACH (seconds, instead of every part's own limit).
@@ -15,8 +15,8 @@ PYTHON=${PYTHON:-python3}
 OUT=${OUT:-benchmarks/results/gpu}
 N=${N:-1e8}
 SIZES=${SIZES:-1x$N,64x1e6}
-PARTS=(build tests sanitize bench plot ncu)
-declare -A LIMIT=([build]=110 [tests]=110 [sanitize]=75 [bench]=110 [plot]=15 [ncu]=50) # seconds: 470 in all
+PARTS=(build tests sanitize bench plot ncu rounds)
+declare -A LIMIT=([build]=110 [tests]=110 [sanitize]=75 [bench]=110 [plot]=15 [ncu]=50 [rounds]=100) # seconds: 570 in all
 if [[ -n ${EACH:-} ]]; then for part in "${PARTS[@]}"; do LIMIT[$part]=$EACH; done; fi
 
 dry_run=no
@@ -132,6 +132,13 @@ ncu() {
   need "ncu (Nsight Compute)" type -P ncu || return 77
   need "a CUDA device that PyTorch sees" has_gpu || return 77
   run "$PYTHON" -m benchmarks.profiling --backend cuda,triton --n "$N" --seconds 40 --out "$OUT/ncu.csv"
+}
+
+# Rounds of the simulator, at two sizes of model; the second call keeps the rows of the first.
+rounds() {
+  need "a CUDA device that PyTorch sees" has_gpu || return 77
+  run "$PYTHON" -m benchmarks.engines --device cuda --models cnn --timed 3 --out "$OUT/engines.csv" || return
+  run "$PYTHON" -m benchmarks.engines --device cuda --models resnet18 --local-steps 2 --timed 1 --out "$OUT/engines.csv"
 }
 
 if [[ $dry_run == no ]]; then

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from benchmarks.provenance import provenance
 from benchmarks.synthesis_lab import Lab
-from fedsynsam.fl.data import take
 from fedsynsam.fl.streams import SYNTHESIS, stream
 from fedsynsam.fl.synthesis import IMAGE_LR, LOGIT_LR, first_set
 
@@ -161,7 +160,7 @@ class Learner:
             target = start - goal
             if lead.truth:
                 drawn = torch.from_numpy(rng.integers(len(lab.dataset.y_train), size=TRUTH))
-                target = lab.gradient(start, (take(lab.dataset.x_train, drawn), lab.dataset.y_train[drawn]))
+                target = lab.gradient(start, (lab.dataset.x_train[drawn], lab.dataset.y_train[drawn]))
             gradient = lab.loss.gradient(start, images, labels)
         if lead.masked and entries is not None:
             gradient, target = gradient[entries], target[entries]

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.provenance import provenance
-from fedsynsam.fl.data import Dataset, load_dataset, take
+from fedsynsam.fl.data import Dataset, load_dataset
 from fedsynsam.fl.synthesis import first_set
 from fedsynsam.fl.synthetic import read_synthetic
 from fedsynsam.report.figures import STYLE
@@ -63,7 +63,7 @@ def as_pixels(images: Tensor, dataset: Dataset) -> Tensor:
 def part_of(dataset: Dataset, part: str) -> Images:
     """The images of `part`, train or test."""
     images, labels = getattr(dataset, f"x_{part}"), getattr(dataset, f"y_{part}")
-    return Images(as_pixels(take(images, torch.arange(len(labels))), dataset), labels)
+    return Images(as_pixels(images[:], dataset), labels)
 
 
 def features(pixels: Tensor, measure: str) -> Tensor:

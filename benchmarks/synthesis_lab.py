@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fedsynsam.fl.algorithm import real_set
 from fedsynsam.fl.checkpoint import _grouped
-from fedsynsam.fl.client import Worker, batches, train
+from fedsynsam.fl.client import LocalRound
+from fedsynsam.fl.correction import Correction
 from fedsynsam.fl.cosines import STEPS_IN, held_out_sample
 from fedsynsam.fl.data import load_dataset
 from fedsynsam.fl.evidence import Evidence
@@ -25,8 +26,10 @@ from fedsynsam.fl.partition import partition
 from fedsynsam.fl.perturbation import FixedSet
 from fedsynsam.fl.runfolder import load_config
 from fedsynsam.fl.server import Server
+from fedsynsam.fl.steps import Steps, draw
 from fedsynsam.fl.streams import BATCHES, PARTITION, WEIGHTS, number, stream
 from fedsynsam.fl.tensorfile import unpack
+from fedsynsam.fl.workers import Worker
 from fedsynsam.wire import Payload
 
 CLIENTS = 6  # of each cohort, measured
@@ -47,7 +50,9 @@ class Lab:
             config.model, self.dataset.image_shape, self.dataset.classes, number(config.seed, WEIGHTS)
         )
         self.loss, self.model = FlatLoss(self.module), FlatModel(self.module, torch.device("cpu"))
-        self.label_mix = LabelMix(self.module, self.dataset.classes)
+        label_mix = LabelMix.of(self.module, self.dataset.classes)
+        assert label_mix is not None  # every model here ends in a linear layer
+        self.label_mix = label_mix
         tensors, _ = unpack(
             (folder / "checkpoint" / "state.safetensors").read_bytes(), str(folder), torch.device("cpu")
         )
@@ -78,9 +83,9 @@ class Lab:
         probes = []
         for client in self.server.cohort(round_number)[:CLIENTS]:
             rng = stream(config.seed, BATCHES, round_number, client)
-            steps = batches(self.dataset, self.parts[client], config, rng)
-            worker = Worker(self.module, torch.device("cpu"))
-            local = start + train(worker, start, steps, FixedSet(real, 1.0), config)[0]
+            steps = Steps(self.dataset, [draw(self.parts[client], config, rng)])
+            work = LocalRound(steps, FixedSet(real, 1.0), Correction())
+            local = start + Worker(self.module, torch.device("cpu")).train(start, work, config)[0][0]
             probes.append((round_number, local, self.gradient(local, held_out)))
         return probes
 

@@ -20,6 +20,9 @@ class SpecError(ArgumentError):
 class NonFiniteError(FedSynSamError, ValueError):
     """An update holds NaN or infinity; nothing was sent and the residual is unchanged."""
 
+    row = 0
+    """The first row of a batch of updates that is not finite."""
+
 
 class PayloadError(FedSynSamError, ValueError):
     """The bytes of a payload are not a legal payload for the expected tensors."""

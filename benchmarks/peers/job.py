@@ -19,10 +19,10 @@ import torch.nn.functional as functional
 from torch import nn
 
 from benchmarks import workload
-from fedsynsam.fl.client import batches
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.models import build_model
+from fedsynsam.fl.steps import Steps, draw
 from fedsynsam.fl.streams import BATCHES, COHORT, WEIGHTS, number, stream
 
 
@@ -85,7 +85,8 @@ class Job:
     def batches(self, round_number: int, client: int) -> list[Batch]:
         """The client's batches in a round."""
         rng = stream(workload.SEED, BATCHES, round_number, client)
-        return batches(workload.data(), workload.parts()[client], self.config(), rng)
+        steps = Steps(workload.data(), [draw(workload.parts()[client], self.config(), rng)])
+        return [(steps[number].images[0], steps[number].labels[0]) for number in range(len(steps))]
 
     def round_done(self) -> None:
         """Note that a round is over."""
@@ -125,6 +126,6 @@ def sgd_steps(model: nn.Module, steps: list[Batch]) -> None:
 def test(model: nn.Module) -> tuple[float, float]:
     """Accuracy and mean cross-entropy on the test set."""
     dataset = workload.data()
-    logits = model(dataset.x_test)
+    logits = model(dataset.x_test[:])
     right = (logits.argmax(dim=1) == dataset.y_test).float().mean()
     return float(right), float(functional.cross_entropy(logits, dataset.y_test))

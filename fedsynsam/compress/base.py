@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
 from typing import ClassVar, NamedTuple
@@ -20,11 +21,11 @@ from .state import State
 
 
 class Outcome(NamedTuple):
-    """What the compression of one row gives: the payload's tensors, the next residual, and whether it was finite."""
+    """What the compression of rows gives: the payloads' tensors, the next residuals, and which rows were not finite."""
 
-    tensors: dict[str, Tensor]
-    residual: Tensor | None  # [n] float32
-    nonfinite: Tensor  # [1] bool; if set, the rest is meaningless
+    tensors: dict[str, Tensor]  # [C, …] each
+    residual: Tensor | None  # [C, n] float32
+    nonfinite: Tensor  # [C] bool; where it is set, the rest of the row is meaningless
 
 
 class Compressor(ABC):
@@ -42,8 +43,8 @@ class Compressor(ABC):
         """The stages of the spec string."""
 
     @abstractmethod
-    def compress_row(self, row: Tensor, residual: Tensor | None, seed: int) -> Outcome:
-        """Compress one flat update [1, n] on top of the residual [1, n] or None."""
+    def apply(self, rows: Tensor, residual: Tensor | None, seeds: Tensor) -> Outcome:
+        """Compress flat updates [C, n] on top of the residuals [C, n] or None, with the seeds int64 [C]."""
 
     @cached_property
     def spec(self) -> str:
@@ -81,19 +82,52 @@ class Compressor(ABC):
         residual): then there is no payload, and the state is as it was. StateError if the state belongs to other
         tensors or another kind of compressor; ArgumentError for anything that is no update or no seed.
         """
-        if not isinstance(state, State):
-            raise StateError(f"state must come from init or a former compress, not be a {type(state).__name__}")
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise ArgumentError(f"seed must be an int, not {seed!r}")
+        _check_call(state, seed)
         manifest = Manifest.of(update)
         row = manifest.flatten(update)
-        state.check(manifest, self.residual, row.device)
-        old = None if state.residual is None else state.residual[None]
-        outcome = self.compress_row(row[None], old, row_seed(seed, state.step, 0))
-        if outcome.nonfinite.item():
-            raise NonFiniteError(_fault(manifest, row, state.residual))
-        payload = Payload(self.spec, manifest, outcome.tensors)
-        return payload, State(manifest, outcome.residual, state.step + 1)
+        return self._compress(manifest, row[None], [state], [seed])[0]
+
+    def compress_rows(
+        self, updates: Tensor, states: Sequence[State], *, seeds: Sequence[int]
+    ) -> list[tuple[Payload, State]]:
+        """`compress` on each row of `updates` [C, n], an update of shape [n], with one launch for all of them.
+
+        states, seeds: one a row. The payloads and states are those that C calls of `compress` would give, bit for bit.
+        Raises what `compress` does, for the first row that has something wrong; NonFiniteError names that row.
+        """
+        if not isinstance(updates, Tensor) or updates.dim() != 2 or not len(updates) == len(states) == len(seeds):
+            shape = list(updates.shape) if isinstance(updates, Tensor) else type(updates).__name__
+            raise ArgumentError(
+                f"updates must be a matrix with a state and a seed for each row; it is {shape}, "
+                f"with {len(states)} states and {len(seeds)} seeds"
+            )
+        for state, seed in zip(states, seeds, strict=True):
+            _check_call(state, seed)
+        return self._compress(Manifest.of(updates[0]), updates, states, seeds) if len(updates) else []
+
+    def _compress(
+        self, manifest: Manifest, rows: Tensor, states: Sequence[State], seeds: Sequence[int]
+    ) -> list[tuple[Payload, State]]:
+        for state in states:
+            state.check(manifest, self.residual, rows.device)
+        residuals = [state.residual for state in states if state.residual is not None]
+        old = None
+        if residuals:
+            old = residuals[0][None] if len(residuals) == 1 else torch.stack(residuals)
+        mixed = [row_seed(seed, state.step, 0) for state, seed in zip(states, seeds, strict=True)]
+        outcome = self.apply(rows, old, torch.tensor(mixed, dtype=torch.int64, device=rows.device))
+        for number, bad in enumerate(outcome.nonfinite.tolist()):
+            if bad:
+                where = f"row {number}: " if len(rows) > 1 else ""
+                error = NonFiniteError(where + _fault(manifest, rows[number], states[number].residual))
+                error.row = number
+                raise error
+        results = []
+        for number, state in enumerate(states):
+            payload = Payload(self.spec, manifest, {name: part[number] for name, part in outcome.tensors.items()})
+            residual = None if outcome.residual is None else outcome.residual[number]
+            results.append((payload, State(manifest, residual, state.step + 1)))
+        return results
 
 
 class SingleStage(Compressor):
@@ -108,6 +142,13 @@ class SingleStage(Compressor):
     def stages(self) -> tuple[Stage, ...]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return (Stage(self.word, values),)
+
+
+def _check_call(state: State, seed: int) -> None:
+    if not isinstance(state, State):
+        raise StateError(f"state must come from init or a former compress, not be a {type(state).__name__}")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ArgumentError(f"seed must be an int, not {seed!r}")
 
 
 def _fault(manifest: Manifest, row: Tensor, residual: Tensor | None) -> str:

@@ -21,9 +21,9 @@ class Identity(SingleStage):
     word: ClassVar[str] = "none"
     residual: ClassVar[bool] = False  # type: ignore[misc]  # nothing is ever left unsent
 
-    def compress_row(self, row: Tensor, residual: Tensor | None, seed: int) -> Outcome:
-        values = row[0].float()
-        return Outcome({"values": values}, None, ~torch.isfinite(values).all()[None])
+    def apply(self, rows: Tensor, residual: Tensor | None, seeds: Tensor) -> Outcome:
+        values = rows.float()
+        return Outcome({"values": values}, None, ~torch.isfinite(values).all(dim=1))
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class TopK(SingleStage):
     density: float
     residual: bool = True
 
-    def compress_row(self, row: Tensor, residual: Tensor | None, seed: int) -> Outcome:
-        kept = ops.topk(row, residual, k=self.plan.count_sent(row.shape[1]))
+    def apply(self, rows: Tensor, residual: Tensor | None, seeds: Tensor) -> Outcome:
+        kept = ops.topk(rows, residual, k=self.plan.count_sent(rows.shape[1]))
         return _sparse_outcome(kept, self.residual)
 
 
@@ -56,8 +56,8 @@ class ChunkTopK(SingleStage):
     chunk: int = 4096
     residual: bool = True
 
-    def compress_row(self, row: Tensor, residual: Tensor | None, seed: int) -> Outcome:
-        kept = ops.chunk_topk(row, residual, density=self.density, chunk=self.chunk)
+    def apply(self, rows: Tensor, residual: Tensor | None, seeds: Tensor) -> Outcome:
+        kept = ops.chunk_topk(rows, residual, density=self.density, chunk=self.chunk)
         return _sparse_outcome(kept, self.residual)
 
 
@@ -79,15 +79,14 @@ class Quantize(SingleStage):
     rounding: str = "stochastic"
     residual: bool = False
 
-    def compress_row(self, row: Tensor, residual: Tensor | None, seed: int) -> Outcome:
-        done = self.quantize_row(row, residual, seed)
-        tensors = {"scales": done.scales[0], "codes": done.codes[0]}
-        return Outcome(tensors, done.residual[0] if self.residual else None, done.nonfinite)
+    def apply(self, rows: Tensor, residual: Tensor | None, seeds: Tensor) -> Outcome:
+        done = self.quantize(rows, residual, seeds)
+        tensors = {"scales": done.scales, "codes": done.codes}
+        return Outcome(tensors, done.residual if self.residual else None, done.nonfinite)
 
-    def quantize_row(self, row: Tensor, residual: Tensor | None, seed: int) -> ops.Quantized:
-        """Return codes, scales and residual of one row [1, n]."""
-        seeds = torch.tensor([seed], dtype=torch.int64, device=row.device)
-        return ops.quantize(row, seeds, residual, bits=self.bits, bucket=self.bucket, norm=self.norm,
+    def quantize(self, rows: Tensor, residual: Tensor | None, seeds: Tensor) -> ops.Quantized:
+        """Return codes, scales and residual of the rows [C, n]."""
+        return ops.quantize(rows, seeds, residual, bits=self.bits, bucket=self.bucket, norm=self.norm,
                             rounding=self.rounding)  # fmt: skip
 
 
@@ -117,20 +116,20 @@ class Chain(Compressor):
         """Whether what is not sent is kept: the sparsifier's choice."""
         return self.sparsifier.residual
 
-    def compress_row(self, row: Tensor, residual: Tensor | None, seed: int) -> Outcome:
-        kept = self.sparsifier.compress_row(row, residual, seed)
-        values = kept.tensors["values"][None]
+    def apply(self, rows: Tensor, residual: Tensor | None, seeds: Tensor) -> Outcome:
+        kept = self.sparsifier.apply(rows, residual, seeds)
+        indices, values = kept.tensors["indices"], kept.tensors["values"]
         zeros = torch.zeros_like(values) if self.residual else None
-        done = self.quantizer.quantize_row(values, zeros, seed)
+        done = self.quantizer.quantize(values, zeros, seeds)
         if kept.residual is not None:  # a new tensor of the sparsifier's, 0 at the sent positions
-            kept.residual.index_copy_(0, kept.tensors["indices"].long(), done.residual[0])
-        tensors = {"indices": kept.tensors["indices"], "scales": done.scales[0], "codes": done.codes[0]}
+            kept.residual.scatter_(1, indices.long(), done.residual)
+        tensors = {"indices": indices, "scales": done.scales, "codes": done.codes}
         return Outcome(tensors, kept.residual, kept.nonfinite)
 
 
 def _sparse_outcome(kept: ops.TopK, keeps_residual: bool) -> Outcome:
-    tensors = {"indices": kept.indices[0], "values": kept.values[0]}
-    return Outcome(tensors, kept.residual[0] if keeps_residual else None, kept.nonfinite)
+    tensors = {"indices": kept.indices, "values": kept.values}
+    return Outcome(tensors, kept.residual if keeps_residual else None, kept.nonfinite)
 
 
 _CLASSES: dict[str, type[SingleStage]] = {cls.word: cls for cls in (Identity, TopK, ChunkTopK, Quantize)}

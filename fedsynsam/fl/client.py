@@ -1,103 +1,80 @@
-"""One client's round: local steps from the global weights, then a compressed update as real bytes."""
+"""A group of clients' round: local steps from the global weights, then compressed updates as real bytes."""
 
 from __future__ import annotations
 
-import queue
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsynsam.compress import Compressor, State
 from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.correction import Correction
 from fedsynsam.fl.cosines import Probe
-from fedsynsam.fl.data import Dataset, take
-from fedsynsam.fl.flat import Batch, FlatModel
+from fedsynsam.fl.flat import RowModel
 from fedsynsam.fl.perturbation import Perturbation
+from fedsynsam.fl.records import Record
+from fedsynsam.fl.steps import Steps
 from fedsynsam.ops import sam_perturb, sam_step
 from fedsynsam.wire import Payload
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+
+@dataclass(frozen=True)
+class Rows:
+    """The buffers in which R clients are trained: weights w, perturbed weights w', momentum; one client a row."""
+
+    model: RowModel
+    ahead: RowModel
+    velocity: Tensor  # f32 [R, P]
 
 
-class Worker:
-    """The buffers in which one client at a time is trained: weights w, perturbed weights w', momentum."""
+@dataclass(frozen=True)
+class LocalRound:
+    """What R clients do in one round, but for the weights that they start from."""
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self.model = FlatModel(module, device)
-        self.ahead = FlatModel(module, device)
-        self.velocity = torch.zeros_like(self.model.weights)
+    steps: Steps
+    perturbation: Perturbation
+    correction: Correction
 
+    def tensors(self) -> list[Tensor]:
+        """All that differs between two rounds of the same run and the same shapes."""
+        return [*self.steps.tensors(), *self.perturbation.tensors(), *self.correction.tensors()]
 
-class WorkerPool:
-    """Threads that each own a `Worker`; results come in the order of the items, whatever the number of threads."""
-
-    def __init__(self, module: nn.Module, device: torch.device, threads: int) -> None:
-        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        for _ in range(threads):
-            self._idle.put(Worker(module, device))
-        # PyTorch counts its threads per thread: each of ours computes alone, so that results do not depend on them
-        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-    def map(self, function: Callable[[Worker, Item], Result], items: list[Item]) -> list[Result]:
-        """`[function(worker, item) for item in items]`, several at a time."""
-
-        def call(item: Item) -> Result:
-            worker = self._idle.get()
-            try:
-                return function(worker, item)
-            finally:
-                self._idle.put(worker)
-
-        return list(self._pool.map(call, items))
-
-    def close(self) -> None:
-        """End the threads; work not yet begun is dropped."""
-        self._pool.shutdown(cancel_futures=True)
-
-
-def batches(dataset: Dataset, members: np.ndarray, config: RunConfig, rng: np.random.Generator) -> list[Batch]:
-    """The `local_steps` batches of a client that holds the examples `members`.
-
-    The client goes through its examples in a random order, and through a new one when that is used up. A client with
-    fewer examples than `batch_size` uses all of them in every step.
-    """
-    size = min(config.batch_size, len(members))
-    epochs = -(-config.local_steps * size // len(members))
-    order = np.concatenate([rng.permutation(members) for _ in range(epochs)])[: config.local_steps * size]
-    indices = torch.from_numpy(order).to(dataset.y_train.device)
-    images, labels = take(dataset.x_train, indices), dataset.y_train[indices]  # one gather for the whole round
-    return list(zip(images.split(size), labels.split(size), strict=True))
+    def copy(self) -> LocalRound:
+        """The same with tensors of its own; only the data set is shared."""
+        return copy.deepcopy(self, {id(self.steps.dataset): self.steps.dataset})
 
 
 def train(
-    worker: Worker,
-    start: Tensor,
-    steps: list[Batch],
-    perturbation: Perturbation,
-    config: RunConfig,
-    probe: Probe | None = None,
-) -> tuple[Tensor, float]:
-    """Train from the global weights `start` [P]; return the update w_K − w_0 [P] and the mean loss of the steps.
+    rows: Rows, start: Tensor, work: LocalRound, config: RunConfig, probes: Sequence[Probe] = ()
+) -> tuple[Tensor, ...]:
+    """Train R clients from the global weights `start` [P]; return the updates w_K − w_0 [R, P] and mean losses [R].
 
-    w ← w − lr · ∇f(w + ε), with ε = rho · d / ‖d‖ from `perturbation`, or ε = 0 where it gives no direction.
-    `probe` measures on the way, and changes nothing.
+    What the perturbation made of the clients' own vectors (`Perturbation.results`) comes after these two.
+
+    w ← w − lr · (scale · ∇f(w + ε) + (decay + weight_decay) · w + constant), with ε = rho · d / ‖d‖ from the
+    perturbation, or ε = 0 where it gives no direction, and the rest from the correction. No step waits for the device.
+    `probes`, one a client, measure on the way, and change nothing.
     """
-    model, ahead, momentum = worker.model, worker.ahead, config.momentum
-    model.weights.copy_(start.view(1, -1))
-    worker.velocity.zero_()
+    model, ahead, correction = rows.model, rows.ahead, work.correction
+    model.weights.copy_(start.expand_as(model.weights))
+    rows.velocity.zero_()
+    constant = correction.constant
+    if constant is not None and correction.scale != 1.0:
+        constant = constant / correction.scale
     losses = []
-    for number, batch in enumerate(steps, start=1):
-        if probe is not None:
-            probe(model, batch, number == len(steps))
-        direction = perturbation.direction(model, batch)
+    for number in range(len(work.steps)):
+        batch = work.steps[number]
+        for row, probe in enumerate(probes):
+            size = work.steps.sizes[row]
+            probe(
+                model.weights[row], (batch.images[row, :size], batch.labels[row, :size]), number + 1 == len(work.steps)
+            )
+        direction = work.perturbation.direction(model, batch, number)
         if direction is None:
-            losses.append(model.backward(batch))
+            losses.append(model.backward_each(batch))
             gradient = model.gradient
         else:
             sam_perturb(
@@ -108,41 +85,52 @@ def train(
                 beta=direction.beta,
                 out=ahead.weights,
             )
-            losses.append(ahead.backward(batch))
+            losses.append(ahead.backward_each(batch))
             gradient = ahead.gradient
         sam_step(
             model.weights,
             gradient,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=momentum,
-            momentum_buffer=worker.velocity if momentum else None,
+            lr=config.lr * correction.scale,
+            weight_decay=(config.weight_decay + correction.decay) / correction.scale,
+            momentum=config.momentum,
+            momentum_buffer=rows.velocity if config.momentum else None,
+            correction=constant,
         )
-    return model.weights[0] - start, float(torch.stack(losses).mean())
+    return model.weights - start, torch.stack(losses).mean(dim=0), *work.perturbation.results()
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What reaches the server from one client, and what stays with the client (`state`)."""
+    """What reaches the server from one client, and what stays with the client (`record`)."""
 
     client_id: int
-    payload: Payload
-    wire_bytes: int
-    state: State
+    payload: Payload  # of its update
+    mu: Payload | None  # of FedSMOO's perturbation dual
+    wire_bytes: int  # of all its payloads
+    record: Record
     loss: float
     num_examples: int
     cosines: dict[str, float]
 
+    @property
+    def payloads(self) -> list[Payload]:
+        """All that the client sent, in order."""
+        return [self.payload] if self.mu is None else [self.payload, self.mu]
+
 
 def send(
-    compressor: Compressor, update: Tensor, state: State, *, seed: int, encode: bool
-) -> tuple[Payload, State, int]:
-    """Compress `update` and carry it over the wire: the payload as the server has it, the new state, its bytes.
+    compressor: Compressor, updates: Tensor, states: Sequence[State], *, seeds: Sequence[int], encode: bool
+) -> list[tuple[Payload, State, int]]:
+    """Compress the rows of `updates` [R, P], carry them over the wire: each payload as the server has it, state, bytes.
 
-    Without `encode` the payload is handed over as it is, and its length is what encoding it would give.
+    Without `encode` a payload is handed over as it is, and its length is what encoding it would give.
     """
-    payload, new_state = compressor.compress(update, state, seed=seed)
-    if not encode:
-        return payload, new_state, payload.wire_bytes
-    blob = payload.encode()
-    return Payload.decode(blob, like=update), new_state, len(blob)
+    sent = []
+    for payload, state in compressor.compress_rows(updates, states, seeds=seeds):
+        if encode:
+            blob = payload.encode()
+            payload, length = Payload.decode(blob, like=updates[0]), len(blob)
+        else:
+            length = payload.wire_bytes
+        sent.append((payload, state, length))
+    return sent

@@ -22,18 +22,56 @@ EMBEDDED = "fashion_mnist_subset.npz.xz"
 EMBEDDED_SHA256 = "9ab9f1f5d706ff9ccedeb279c758eb79752a78981c4dcd1a9c90db79c93308bc"
 
 
+@dataclass(frozen=True)
+class Images:
+    """Images [N, channels, H, W] as they were read, a quarter of their float32 size if they are uint8.
+
+    `images[which]` (a slice, or int64 indices of any shape [*]) gives f32 [*, channels, H, W], normalised:
+    (stored − shift) / scale. It lies in memory as [*, H, W, channels] ("channels last"), in which convolutions run
+    faster.
+    """
+
+    stored: Tensor  # uint8 or f32 [N, H, W, channels]
+    shift: Tensor  # f32 [channels]: mean of the training images, in the unit of `stored`
+    scale: Tensor  # f32 [channels]: their standard deviation
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, which: Tensor | slice) -> Tensor:
+        if isinstance(which, slice):
+            raw = self.stored[which]
+        else:
+            raw = self.stored.index_select(0, which.reshape(-1)).view(*which.shape, *self.stored.shape[1:])
+        return raw.sub(self.shift).div_(self.scale).movedim(-1, -3)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """N, channels, height, width."""
+        count, height, width, channels = self.stored.shape
+        return count, channels, height, width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie."""
+        return self.stored.device
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on `device`."""
+        return Images(self.stored.to(device), self.shift.to(device), self.scale.to(device))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Images f32 [N, channels, height, width], normalised by the training set's mean and deviation; labels int64 [N].
+    """Images, normalised by the training set's mean and deviation when they are taken; labels int64 [N].
 
-    Images lie in memory as [N, height, width, channels] ("channels last"), in which convolutions run faster.
     `low` and `high` [channels] bound the normalised values that a pixel can take.
     """
 
     name: str
-    x_train: Tensor
+    x_train: Images
     y_train: Tensor
-    x_test: Tensor
+    x_test: Images
     y_test: Tensor
     classes: int
     low: Tensor
@@ -42,13 +80,12 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
-        channels, height, width = self.x_train.shape[1:]
-        return channels, height, width
+        return self.x_train.shape[1:]
 
     def to(self, device: torch.device) -> Dataset:
         """The same data on `device`."""
         moved: dict[str, Any] = {
-            key: value.to(device) for key, value in vars(self).items() if isinstance(value, Tensor)
+            key: value.to(device) for key, value in vars(self).items() if isinstance(value, (Tensor, Images))
         }
         return dataclasses.replace(self, **moved)
 
@@ -86,12 +123,12 @@ def dataset_from_arrays(name: str, arrays: Arrays) -> Dataset:
         raise DataError(f"{name}: y_train holds only label 0; at least two classes are needed")
     if int(labels["test"].max()) >= classes:
         raise DataError(f"{name}: y_test holds label {int(labels['test'].max())}, y_train only 0 to {classes - 1}")
-    # numpy in float64: the same statistics whatever the number of PyTorch threads
-    train = images["train"].numpy()
-    mean = train.mean(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
-    deviation = train.std(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
-    shift, scale = (torch.from_numpy(values.astype(np.float32)) for values in (mean, np.maximum(deviation, 1e-6)))
-    normal = {part: channels_last((values - shift) / scale) for part, values in images.items()}
+    train = images["train"]
+    values = train.float().numpy()  # numpy in float64: the same statistics whatever the number of PyTorch threads
+    mean = values.mean(axis=(0, 1, 2), dtype=np.float64)
+    deviation = np.maximum(values.std(axis=(0, 1, 2), dtype=np.float64), 1e-6)
+    shift, scale = (torch.from_numpy(part.astype(np.float32)) for part in (mean, deviation))
+    normal = {part: Images(stored, shift, scale) for part, stored in images.items()}
     return Dataset(
         name=name,
         x_train=normal["train"],
@@ -99,19 +136,14 @@ def dataset_from_arrays(name: str, arrays: Arrays) -> Dataset:
         x_test=normal["test"],
         y_test=labels["test"],
         classes=classes,
-        low=normal["train"].amin(dim=(0, 2, 3)),
-        high=normal["train"].amax(dim=(0, 2, 3)),
+        low=(train.amin(dim=(0, 1, 2)) - shift) / scale,
+        high=(train.amax(dim=(0, 1, 2)) - shift) / scale,
     )
 
 
 def channels_last(images: Tensor) -> Tensor:
     """`images` [N, channels, H, W] with the memory of [N, H, W, channels], unambiguously even for one channel."""
     return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-
-
-def take(images: Tensor, indices: Tensor) -> Tensor:
-    """`images[indices]`, channels last like `images`."""
-    return images.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
 
 
 def _read_embedded() -> Arrays:
@@ -126,7 +158,7 @@ def _read_embedded() -> Arrays:
 
 
 def _checked_images(key: str, array: np.ndarray, name: str) -> Tensor:
-    """f32 [N, channels, H, W] in [0, 1] from uint8, or as they are from floats."""
+    """uint8 or f32 [N, H, W, channels]."""
     if array.dtype != np.uint8 and array.dtype.kind != "f":
         raise DataError(f"{name}: {key} has dtype {array.dtype}; expected uint8 or a floating type")
     if array.ndim == 3:
@@ -138,9 +170,9 @@ def _checked_images(key: str, array: np.ndarray, name: str) -> Tensor:
             f"{name}: {key} has shape {array.shape}; expected non-empty [N, H, W], [N, H, W, channels] or "
             "[N, channels, H, W] with 1 or 3 channels"
         )
-    scale = 255.0 if array.dtype == np.uint8 else 1.0
-    images = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) / scale
-    if not bool(torch.isfinite(images).all()):
+    dtype = np.uint8 if array.dtype == np.uint8 else np.float32
+    images = torch.from_numpy(np.array(array.transpose(0, 2, 3, 1), dtype=dtype, order="C"))
+    if dtype == np.float32 and not bool(torch.isfinite(images).all()):
         raise DataError(f"{name}: {key} holds values that are not finite")
     return images
 

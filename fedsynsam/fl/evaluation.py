@@ -8,26 +8,29 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fedsynsam.fl.client import Worker, WorkerPool
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.distributed import Group
-from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.metrics import RoundMetrics
+from fedsynsam.fl.workers import Worker, WorkerPool
 
 BATCH = 500
 
 
 def evaluate(pool: WorkerPool, weights: Tensor, dataset: Dataset, group: Group) -> tuple[float, float]:
     """Accuracy and mean cross-entropy of `weights` [P] on the test set, whose batches are dealt out over the ranks."""
-    chunks = list(zip(dataset.x_test.split(BATCH), dataset.y_test.split(BATCH), strict=True))
-
-    def count(worker: Worker, chunk: Batch) -> tuple[int, float]:
-        worker.model.weights.copy_(weights.view(1, -1))
-        return worker.model.count_and_loss(chunk)
-
-    results = group.deal(chunks, lambda part: pool.map(count, part))
     total = len(dataset.y_test)
+
+    def count(worker: Worker, first: int) -> tuple[Tensor, Tensor]:
+        chunk = slice(first, first + BATCH)
+        worker.single.weights.copy_(weights.view(1, -1))
+        return worker.single.count_and_loss((dataset.x_test[chunk], dataset.y_test[chunk]))
+
+    def part_of(firsts: list[int]) -> list[tuple[int, float]]:
+        # one wait for the device at the end, not one a batch
+        return [(int(right), float(loss)) for right, loss in pool.map(count, firsts)]
+
+    results = group.deal(list(range(0, total, BATCH)), part_of)
     return sum(right for right, _ in results) / total, sum(loss for _, loss in results) / total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as functional
@@ -11,10 +12,31 @@ from torch import Tensor, nn
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W]; labels int64 [B], or soft labels f32 [B, classes]
 
 
-class FlatModel:
-    """A copy of `module` that reads its weights from `weights` [1, P] and adds its gradients to `gradient` [1, P].
+class RowBatch(NamedTuple):
+    """A batch for each of R clients, padded to the same length B."""
 
-    Both are f32 rows, as the operations take them. Writing into `weights` changes the model; nothing is copied.
+    images: Tensor  # f32 [R, B, C, H, W]
+    labels: Tensor  # int64 [R, B]
+    share: Tensor | None  # f32 [R, B]: weight of an example in its client's mean, 0 for padding; None: 1 / B
+
+
+class RowModel(Protocol):
+    """R copies of a model, one a row: weights, and the gradients that were last computed, f32 [R, P]."""
+
+    weights: Tensor
+    gradient: Tensor
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Write each row's gradient of the mean cross-entropy on the one `batch`; return the losses [R], detached."""
+
+    def backward_each(self, batch: RowBatch) -> Tensor:
+        """Write each row's gradient of the mean cross-entropy on its own batch; return the losses [R], detached."""
+
+
+class FlatModel:
+    """The `RowModel` of one client: a copy of `module` that reads `weights` [1, P] and adds to `gradient` [1, P].
+
+    Writing into `weights` changes the model; nothing is copied.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -36,20 +58,29 @@ class FlatModel:
         return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def backward(self, batch: Batch) -> Tensor:
-        """Write the gradient of the mean cross-entropy on `batch` to `gradient`; return the loss (detached scalar)."""
+        """Write the gradient of the mean cross-entropy on `batch` to `gradient`; return the loss [1], detached."""
         images, labels = batch
+        return self._backward(functional.cross_entropy(self.module(images), labels))
+
+    def backward_each(self, batch: RowBatch) -> Tensor:
+        """`backward` on the batch of the one client."""
+        images, labels, share = batch
+        if share is None:
+            return self.backward((images[0], labels[0]))
+        return self._backward(share[0] @ functional.cross_entropy(self.module(images[0]), labels[0], reduction="none"))
+
+    def _backward(self, loss: Tensor) -> Tensor:
         self.gradient.zero_()
-        loss = functional.cross_entropy(self.module(images), labels)
         loss.backward()
-        return loss.detach()
+        return loss.detach().view(1)
 
     @torch.no_grad()
-    def count_and_loss(self, batch: Batch) -> tuple[int, float]:
-        """The number of right predictions on `batch`, and the sum of its losses."""
+    def count_and_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The number of right predictions on `batch`, int64 [], and the sum of its losses, f32 []."""
         images, labels = batch
         logits = self.module(images)
-        right = int((logits.argmax(dim=1) == labels).sum())
-        return right, float(functional.cross_entropy(logits, labels, reduction="sum"))
+        right = (logits.argmax(dim=1) == labels).sum()
+        return right, functional.cross_entropy(logits, labels, reduction="sum")
 
 
 def flat_weights(module: nn.Module) -> Tensor:

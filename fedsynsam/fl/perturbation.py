@@ -1,67 +1,108 @@
 """Where the perturbation of a local step comes from: the one choice that tells FedSAM, FedLESAM and FedSynSAM apart.
 
-Each source gives, at the local weights w, a direction d; the step then uses the gradient at w + rho * d / ||d||.
+Each source gives, at the local weights w of R clients, a direction d; the step then uses the gradient at
+w + rho * d / ||d||, row by row.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fedsynsam.fl.data import Dataset, take
-from fedsynsam.fl.flat import Batch, FlatModel
+from fedsynsam.fl.flat import Batch, RowBatch, RowModel
+from fedsynsam.fl.steps import Steps
+from fedsynsam.ops import sam_perturb
 
 
 @dataclass(frozen=True)
 class Direction:
-    """d = `gradient`, or beta * `synthetic` + (1 - beta) * `gradient`; rows [1, P]."""
+    """d = `gradient`, or beta * `synthetic` + (1 - beta) * `gradient`; rows [R, P]. A row of zeros: a plain step."""
 
     gradient: Tensor
     synthetic: Tensor | None = None
     beta: float = 1.0
 
 
-class Perturbation(Protocol):
-    """A source of directions for one client in one round."""
+class Perturbation(ABC):
+    """A source of directions for R clients in one round."""
 
-    def direction(self, model: FlatModel, batch: Batch) -> Direction | None:
-        """The direction at `model.weights`, or None for a plain step. May overwrite `model.gradient`."""
+    @abstractmethod
+    def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
+        """The direction at `model.weights`, or None for plain steps. May overwrite `model.gradient`."""
+
+    def tensors(self) -> list[Tensor]:
+        """What tells one round's source from another's of the same class and options."""
+        return []
+
+    def results(self) -> list[Tensor]:
+        """What the steps of the round made of the clients' own vectors, [R, P] each."""
+        return []
 
 
-class NoPerturbation:
+class NoPerturbation(Perturbation):
     """FedAvg: every step is plain."""
 
-    def direction(self, model: FlatModel, batch: Batch) -> Direction | None:
+    def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
         return None
 
 
-class LocalGradient:
+class LocalGradient(Perturbation):
     """FedSAM: d = the gradient of the client's own batch (Qu et al. 2022, arXiv 2206.02618)."""
 
-    def direction(self, model: FlatModel, batch: Batch) -> Direction | None:
-        model.backward(batch)
+    def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
+        model.backward_each(batch)
         return Direction(model.gradient)
 
 
-class PreviousUpdate:
+class PreviousUpdate(Perturbation):
     """FedLESAM: d = w_t − w at the client's last active round, reversed (Fan et al. 2024, arXiv 2405.18890).
 
     With u = w_last − w_t this is the descent that the server made since, so that −u ascends: d = w_last − w_t.
-    A client that was never active takes plain steps.
+    A client that was never active (None in `last`) takes plain steps.
     """
 
-    def __init__(self, current: Tensor, last: Tensor | None) -> None:
-        self._direction = None if last is None else Direction((last - current).view(1, -1))
+    def __init__(self, current: Tensor, last: Sequence[Tensor | None]) -> None:
+        self._rows = torch.stack([torch.zeros_like(current) if w is None else w - current for w in last])
 
-    def direction(self, model: FlatModel, batch: Batch) -> Direction | None:
-        return self._direction
+    def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
+        return Direction(self._rows)
+
+    def tensors(self) -> list[Tensor]:
+        return [self._rows]
 
 
-class FixedSet:
+class Consensus(Perturbation):
+    """FedSMOO: d = g − μ_i − s, ε = ρ d / ‖d‖, μ_i ← μ_i + ε − s (Sun et al. 2023, arXiv 2305.11584).
+
+    The duals μ_i [R, P] pull each client's perturbation towards the one `agreed` on by all, s [P].
+    """
+
+    def __init__(self, mu: Tensor, agreed: Tensor, rho: float) -> None:
+        self._before, self._agreed, self._rho = mu, agreed, rho
+        self._zeros = torch.zeros_like(mu)
+        self._mu: Tensor | None = None
+
+    def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
+        model.backward_each(batch)
+        if step == 0:
+            self._mu = self._before.clone()
+        assert self._mu is not None
+        direction = model.gradient - self._mu - self._agreed
+        self._mu += sam_perturb(self._zeros, direction, rho=self._rho) - self._agreed
+        return Direction(direction)
+
+    def tensors(self) -> list[Tensor]:
+        return [self._before, self._agreed]
+
+    def results(self) -> list[Tensor]:
+        return [] if self._mu is None else [self._mu]
+
+
+class FixedSet(Perturbation):
     """FedSynSAM (and `realset`): d = beta * gradient of a small shared set + (1 - beta) * local gradient.
 
     With `once` the shared gradient is taken at the first step only (`refresh = round`).
@@ -71,26 +112,31 @@ class FixedSet:
         self._shared, self._beta, self._once = shared, beta, once
         self._gradient: Tensor | None = None
 
-    def direction(self, model: FlatModel, batch: Batch) -> Direction | None:
-        if self._gradient is None or not self._once:
+    def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
+        if step == 0 or not self._once:
             model.backward(self._shared)
             if self._beta == 1.0 and not self._once:
                 return Direction(model.gradient)
             self._gradient = model.gradient.clone()
+        assert self._gradient is not None
         if self._beta == 1.0:
             return Direction(self._gradient)
-        model.backward(batch)
+        model.backward_each(batch)
         return Direction(model.gradient, self._gradient, self._beta)
 
+    def tensors(self) -> list[Tensor]:
+        return list(self._shared)
 
-class FreshData:
-    """`oracle`: d = the gradient of a fresh batch of the whole training set, which no real client can see."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, rng: np.random.Generator) -> None:
-        self._dataset, self._batch_size, self._rng = dataset, batch_size, rng
+class FreshData(Perturbation):
+    """`oracle`: d = the gradient of fresh batches (`steps`) of the whole training set, which no real client can see."""
 
-    def direction(self, model: FlatModel, batch: Batch) -> Direction | None:
-        drawn = self._rng.integers(len(self._dataset.y_train), size=self._batch_size)
-        indices = torch.from_numpy(drawn).to(self._dataset.y_train.device)
-        model.backward((take(self._dataset.x_train, indices), self._dataset.y_train[indices]))
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
+        model.backward_each(self._steps[step])
         return Direction(model.gradient)
+
+    def tensors(self) -> list[Tensor]:
+        return self._steps.tensors()

@@ -17,7 +17,7 @@ from fedsynsam.fl.metrics import RoundMetrics
 from fedsynsam.fl.tensorfile import sync, write_atomically
 
 # These never change a number: a run may go on with more threads, say, or write checkpoints more often.
-FREE = ("threads", "checkpoint_every", "data_dir", "residual_store")
+FREE = ("threads", "checkpoint_every", "data_dir", "residual_store", "capture")
 
 
 class RunFolder:
@@ -78,6 +78,8 @@ class RunFolder:
         except ValueError as error:
             raise ConfigError(f"resume: {stored} is damaged: {error}") from error
         now = config.to_dict()
+        if config.engine in (None, "auto"):  # whichever was chosen then
+            now["engine"] = before.get("engine")
         if key := differing_key(before, now):
             raise ConfigError(
                 f"resume: {stored} has {key}={before.get(key)!r}, not {now[key]!r}; give the same or a new folder"
@@ -87,6 +89,11 @@ class RunFolder:
 def differing_key(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """The first key whose value would give other numbers, or None."""
     return next((key for key in now if key not in FREE and before.get(key) != now[key]), None)
+
+
+def stored_engine(path: Path) -> str | None:
+    """The engine that the run in folder `path` was begun with, or None when it was not begun."""
+    return load_config(path).engine if (path / "config.json").exists() else None
 
 
 def load_config(path: Path) -> RunConfig:

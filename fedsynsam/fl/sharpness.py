@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsynsam.fl.data import Dataset, take
+from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.matching import FlatLoss
 from fedsynsam.fl.streams import SHARPNESS, stream
@@ -64,7 +64,7 @@ class Sharpness:
         rng = stream(seed, SHARPNESS)
         count = len(dataset.y_train)
         chosen = torch.from_numpy(rng.choice(count, min(sample, count), replace=False)).to(dataset.y_train.device)
-        self.sample: Batch = take(dataset.x_train, chosen), dataset.y_train[chosen]
+        self.sample: Batch = dataset.x_train[chosen], dataset.y_train[chosen]
         self._loss = FlatLoss(module)
         self._seed = seed
 

@@ -56,4 +56,4 @@ class Slices:
         self._model.weights.copy_((self._weights + a * first + b * second).view(1, -1))
         images, labels = self._sample
         chunks = zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
-        return sum(self._model.count_and_loss(chunk)[1] for chunk in chunks) / len(labels)
+        return sum(float(self._model.count_and_loss(chunk)[1]) for chunk in chunks) / len(labels)

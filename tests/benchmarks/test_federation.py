@@ -26,7 +26,7 @@ def test_every_case_is_measured(tmp_path, monkeypatch):
 
 def test_bare_passes_are_one_for_each_local_step(monkeypatch):
     calls = []
-    monkeypatch.setattr(federation.Worker, "__init__", lambda self, *_: setattr(self, "model", self))
+    monkeypatch.setattr(federation.Worker, "__init__", lambda self, *_: setattr(self, "single", self))
     monkeypatch.setattr(federation.Worker, "backward", lambda _, batch: calls.append(len(batch[1])), raising=False)
     job = Job(3, 1, 1, 1, Path())
     bare = federation.Bare(job)

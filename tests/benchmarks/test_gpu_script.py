@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PARTS = ["build", "tests", "sanitize", "bench", "plot", "ncu"]
+PARTS = ["build", "tests", "sanitize", "bench", "plot", "ncu", "rounds"]
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 
@@ -37,7 +37,7 @@ def test_a_dry_run_prints_each_part_with_its_limit_and_writes_nothing(tmp_path):
     lines = result.stdout.splitlines()
     assert list(dict.fromkeys(line.split(" (")[0] for line in lines)) == PARTS
     limits = {line.split(" (")[0]: int(line.split("(")[1].split(" s)")[0]) for line in lines}
-    assert sum(limits.values()) <= 480
+    assert sum(limits.values()) <= 580  # a command on a lent machine may take ten minutes
     for part in ("FEDSYNSAM_CUDA=1", "-m gpu", "memcheck", "racecheck", "synccheck", "1x1e8", "64x1e6", "ncu.csv"):
         assert part in result.stdout
     assert "tests/ops/test_sam_gpu.py" in result.stdout

@@ -242,3 +242,46 @@ def test_quantize_without_residual_is_unbiased_and_with_one_bit_no_contraction()
     error = float((payload.decompress() - update).norm() / update.norm())
     assert error > 1  # why error feedback is off by default
     assert state.residual is None
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_rows_are_compressed_as_one_by_one(spec: str) -> None:
+    compressor = fs.compressor(spec)
+    updates = torch.randn(5, 1000, generator=torch.Generator().manual_seed(0))
+    states = [compressor.init(updates[0]) for _ in range(5)]
+    alone = list(states)
+    for number in range(3):
+        seeds = [10 * number + row for row in range(5)]
+        together = compressor.compress_rows(updates, states, seeds=seeds)
+        for row in range(5):
+            payload, alone[row] = compressor.compress(updates[row], alone[row], seed=seeds[row])
+            assert together[row][0].encode() == payload.encode()
+        states = [state for _, state in together]
+        for one, other in zip(states, alone, strict=True):
+            assert one.step == other.step
+            assert (one.residual is None) == (other.residual is None)
+            if one.residual is not None:
+                assert torch.equal(one.residual, other.residual)
+
+
+def test_a_row_that_is_not_finite_is_named() -> None:
+    compressor = fs.compressor("topk:0.1")
+    updates = torch.ones(3, 20)
+    updates[1, 7] = torch.nan
+    states = [compressor.init(updates[0]) for _ in range(3)]
+    with pytest.raises(fs.NonFiniteError, match=r"row 1: .*holds NaN or infinity") as caught:
+        compressor.compress_rows(updates, states, seeds=[1, 2, 3])
+    assert caught.value.row == 1
+    assert all(not state.residual.any() for state in states)
+
+
+def test_rows_need_a_state_and_a_seed_each() -> None:
+    compressor = fs.compressor("topk:0.1")
+    states = [compressor.init(torch.ones(20))] * 3
+    with pytest.raises(fs.ArgumentError, match=r"a state and a seed for each row; it is \[3, 20\], with 2 states"):
+        compressor.compress_rows(torch.ones(3, 20), states[:2], seeds=[1, 2, 3])
+    with pytest.raises(fs.ArgumentError, match="must be a matrix"):
+        compressor.compress_rows(torch.ones(20), states, seeds=[1, 2, 3])
+    with pytest.raises(fs.StateError, match="does not fit"):
+        compressor.compress_rows(torch.ones(3, 21), states, seeds=[1, 2, 3])
+    assert compressor.compress_rows(torch.ones(0, 20), [], seeds=[]) == []

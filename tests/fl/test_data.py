@@ -11,7 +11,7 @@ import torch
 
 from fedsynsam.errors import DataError
 from fedsynsam.fl import data
-from fedsynsam.fl.data import dataset_from_arrays, load_dataset, take
+from fedsynsam.fl.data import dataset_from_arrays, load_dataset
 from fedsynsam.fl.data_files import KEYS, read_idx, read_npz
 
 from .conftest import tiny_arrays
@@ -23,9 +23,9 @@ def test_embedded_subset_is_balanced_and_normalised() -> None:
     assert dataset.x_test.shape == (2_000, 1, 28, 28)
     assert dataset.y_train.bincount().tolist() == [1000] * 10
     assert dataset.y_test.bincount().tolist() == [200] * 10
-    assert abs(float(dataset.x_train.mean())) < 1e-4
-    assert abs(float(dataset.x_train.std()) - 1) < 1e-4
-    assert torch.equal(dataset.low, dataset.x_train.amin(dim=(0, 2, 3)))
+    assert abs(float(dataset.x_train[:].mean())) < 1e-4
+    assert abs(float(dataset.x_train[:].std()) - 1) < 1e-4
+    assert torch.equal(dataset.low, dataset.x_train[:].amin(dim=(0, 2, 3)))
 
 
 def test_embedded_subset_is_checked(monkeypatch) -> None:
@@ -34,11 +34,21 @@ def test_embedded_subset_is_checked(monkeypatch) -> None:
         load_dataset("fashion-mnist-subset")
 
 
-def test_take_keeps_values_and_layout(tiny_dataset) -> None:
-    indices = torch.tensor([5, 0, 5])
-    images = take(tiny_dataset.x_train, indices)
-    assert torch.equal(images, tiny_dataset.x_train[indices])
-    assert images.permute(0, 2, 3, 1).is_contiguous()
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_images_are_normalised_as_they_are_taken(dtype) -> None:
+    raw = np.random.default_rng(0).uniform(0, 256, (12, 5, 6, 3)).astype(dtype)
+    labels = np.arange(12) % 2
+    dataset = dataset_from_arrays("x", {"x_train": raw, "y_train": labels, "x_test": raw[:2], "y_test": labels[:2]})
+    images, indices = dataset.x_train, torch.tensor([[5, 0], [5, 11]])
+    assert (images.stored.dtype, len(images), images.shape) == (torch.from_numpy(raw).dtype, 12, (12, 3, 5, 6))
+    values = raw.astype(np.float64) / (255 if dtype == np.uint8 else 1)
+    expected = ((values - values.mean(axis=(0, 1, 2))) / values.std(axis=(0, 1, 2))).transpose(0, 3, 1, 2)
+    taken = images[indices]
+    np.testing.assert_allclose(taken.numpy(), expected[indices.numpy()], atol=1e-5)
+    np.testing.assert_array_equal(images[3:7].numpy(), images[torch.arange(3, 7)].numpy())
+    assert taken.movedim(-3, -1).is_contiguous()  # channels last
+    np.testing.assert_allclose(dataset.low.numpy(), expected.min(axis=(0, 2, 3)), atol=1e-5)
+    np.testing.assert_allclose(dataset.high.numpy(), expected.max(axis=(0, 2, 3)), atol=1e-5)
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -66,7 +76,7 @@ def test_fashion_mnist_from_idx_files(tmp_path, monkeypatch, compressed, through
     dataset = load_dataset("fashion-mnist", str(tmp_path) if through == "argument" else None)
     pixels = images.astype(np.float64) / 255
     expected = (pixels - pixels.mean()) / pixels.std()
-    np.testing.assert_allclose(dataset.x_train[:, 0].numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(dataset.x_train[:][:, 0].numpy(), expected, atol=1e-6)
     assert dataset.y_train.tolist() == list(range(10)) * 2
 
 
@@ -125,7 +135,7 @@ def test_channels_in_either_place_give_the_same() -> None:
     arrays |= {"x_train": colour, "x_test": np.stack([arrays["x_test"]] * 3, axis=1)}
     first = dataset_from_arrays("a", arrays)
     moved = {key: value.transpose(0, 2, 3, 1) if key[0] == "x" else value for key, value in arrays.items()}
-    assert torch.equal(first.x_train, dataset_from_arrays("b", moved).x_train)
+    assert torch.equal(first.x_train[:], dataset_from_arrays("b", moved).x_train[:])
     assert first.image_shape == (3, 8, 8)
 
 
@@ -169,7 +179,7 @@ def test_cifar_from_local_parquet(tmp_path, name, label) -> None:
     assert dataset.image_shape == (3, 32, 32)
     assert dataset.y_train.tolist() == [0, 1, 2, 0, 1, 2]
     expected = (pixels / 255 - (pixels / 255).mean((0, 1, 2))) / (pixels / 255).std((0, 1, 2))
-    np.testing.assert_allclose(dataset.x_train.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(dataset.x_train[:].permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")

@@ -63,7 +63,7 @@ def test_hessian_of_a_smooth_model(tiny_dataset) -> None:
     vector /= vector.norm()
     loss, step = FlatLoss(module), 1e-2
     ahead, behind = (
-        loss.gradient(weights + sign * step * vector, tiny_dataset.x_train, tiny_dataset.y_train).detach()
+        loss.gradient(weights + sign * step * vector, tiny_dataset.x_train[:], tiny_dataset.y_train).detach()
         for sign in (1, -1)
     )
     product = sharpness.product(weights)(vector)

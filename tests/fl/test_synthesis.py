@@ -28,7 +28,7 @@ def trained_evidence(dataset: Dataset, module: torch.nn.Module, rounds: int = 10
     model, evidence = FlatModel(module, torch.device("cpu")), Evidence(window=rounds)
     evidence.add(0, model.weights[0].clone())
     for number in range(1, rounds + 1):
-        model.backward((dataset.x_train, dataset.y_train))
+        model.backward((dataset.x_train[:], dataset.y_train))
         step = -0.2 * model.gradient[0]
         model.weights += step
         evidence.add(number, model.weights[0].clone(), [payload(step)])
@@ -39,7 +39,7 @@ def cosine_with_truth(module, dataset: Dataset, evidence: Evidence, synthetic: S
     model, cosines = FlatModel(module, torch.device("cpu")), []
     for weights in evidence.weights.values():
         model.weights.copy_(weights[None])
-        model.backward((dataset.x_train, dataset.y_train))
+        model.backward((dataset.x_train[:], dataset.y_train))
         truth = model.gradient[0].clone()
         model.backward(synthetic.batch)
         cosines.append(float(functional.cosine_similarity(truth, model.gradient[0], dim=0)))

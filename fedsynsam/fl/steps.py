@@ -1,0 +1,63 @@
+"""The batches of a local round: drawn as indices from the clients' own streams, gathered where the data lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.data import Dataset
+from fedsynsam.fl.flat import RowBatch
+
+
+def draw(members: np.ndarray, config: RunConfig, rng: np.random.Generator) -> np.ndarray:
+    """Indices int64 [local_steps, B] of the batches of a client that holds the examples `members`.
+
+    The client goes through its examples in a random order, and through a new one when that is used up. A client with
+    fewer examples than `batch_size` uses all of them in every step.
+    """
+    size = min(config.batch_size, len(members))
+    epochs = -(-config.local_steps * size // len(members))
+    order = np.concatenate([rng.permutation(members) for _ in range(epochs)])
+    return order[: config.local_steps * size].reshape(config.local_steps, size)
+
+
+class Steps:
+    """The batches of R clients in one round; `steps[k]` gathers those of the k-th step from the training set.
+
+    `draws` are the clients' indices [K, B_r]. Shorter batches are padded to `width` (by default the longest one), and
+    the padding has no share in the mean.
+    """
+
+    def __init__(self, dataset: Dataset, draws: Sequence[np.ndarray], width: int | None = None) -> None:
+        self.dataset = dataset
+        self.sizes = [drawn.shape[1] for drawn in draws]
+        width = width or max(self.sizes)
+        indices = np.zeros((len(draws[0]), len(draws), width), np.int64)  # [K, R, B]
+        share = np.zeros((len(draws), width), np.float32)
+        for row, (drawn, size) in enumerate(zip(draws, self.sizes, strict=True)):
+            indices[:, row, :size] = drawn
+            share[row, :size] = 1.0 / size
+        device = dataset.y_train.device
+        self._indices = _sent(indices, device)
+        self._share = None if min(self.sizes) == width else _sent(share, device)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, step: int) -> RowBatch:
+        indices = self._indices[step]
+        return RowBatch(self.dataset.x_train[indices], self.dataset.y_train[indices], self._share)
+
+    def tensors(self) -> list[Tensor]:
+        """What tells one round's steps from another's."""
+        return [self._indices] if self._share is None else [self._indices, self._share]
+
+
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """`array` on `device`; on CUDA without waiting, from pinned memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -50,7 +50,9 @@ class Lab:
             config.model, self.dataset.image_shape, self.dataset.classes, number(config.seed, WEIGHTS)
         )
         self.loss, self.model = FlatLoss(self.module), FlatModel(self.module, torch.device("cpu"))
-        self.label_mix = LabelMix(self.module, self.dataset.classes)
+        label_mix = LabelMix.of(self.module, self.dataset.classes)
+        assert label_mix is not None  # every model here ends in a linear layer
+        self.label_mix = label_mix
         tensors, _ = unpack(
             (folder / "checkpoint" / "state.safetensors").read_bytes(), str(folder), torch.device("cpu")
         )

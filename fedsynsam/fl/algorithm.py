@@ -88,12 +88,11 @@ def resolve(config: RunConfig) -> RunConfig:
     """The configuration with every default that depends on other settings filled in."""
     if config.algorithm not in PRESETS:
         raise ConfigError(f"algorithm: unknown value {config.algorithm!r}; known: {', '.join(PRESETS)}")
+    if config.synthetic_every is None:
+        config = config.replace(synthetic_every=SYNTHETIC_EVERY if config.synthetic is None else 0)
     preset = PRESETS[config.algorithm]
     names = [name for name in ("rho", "prox", "gradient_share") if getattr(config, name) is None]
-    changes = {name: getattr(preset, name) for name in names}
-    if config.synthetic_every is None:
-        changes["synthetic_every"] = SYNTHETIC_EVERY if config.synthetic is None else 0
-    return config.replace(**changes)
+    return config.replace(**{name: getattr(preset, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def correction_for(config: RunConfig, knowledge: Knowledge) -> Correction:
     kind, start, memory = PRESETS[config.algorithm].correction, knowledge.weights, knowledge.memory
     prox = config.prox or 0.0
     if kind == "proximal":
-        return Correction(decay=prox, constant=(-prox * start).expand(len(knowledge.last), -1))
+        return Correction(decay=prox, constant=(-prox * start).repeat(len(knowledge.last), 1))
     if kind == "duals":
         return Correction(decay=prox, constant=prox * (knowledge.rows("dual") - start))
     if kind == "variates":
@@ -153,7 +152,7 @@ def correction_for(config: RunConfig, knowledge: Knowledge) -> Correction:
     if kind == "momentum":
         share = config.gradient_share or 1.0
         momentum = memory.get("momentum", torch.zeros_like(start))
-        return Correction(scale=share, constant=((1.0 - share) * momentum).expand(len(knowledge.last), -1))
+        return Correction(scale=share, constant=((1.0 - share) * momentum).repeat(len(knowledge.last), 1))
     return Correction()
 
 

@@ -14,26 +14,25 @@ from torch import Tensor, nn
 
 
 class LabelMix:
-    """Estimates a client's mix of labels from its update; for modules that end in a linear layer with a bias.
+    """Estimates a client's mix of labels from its update; for modules that end in a linear layer with a bias."""
 
-    Raises ValueError when the last two parameters are not a weight [classes, features] and a bias [classes].
-    """
+    def __init__(self, classes: int, features: int) -> None:
+        self._classes, self._features = classes, features
 
-    def __init__(self, module: nn.Module, classes: int) -> None:
-        *_, weight, bias = module.parameters()
-        if weight.ndim != 2 or weight.shape[0] != classes or bias.shape != (classes,):
-            raise ValueError(
-                f"the module ends in parameters {list(weight.shape)} and {list(bias.shape)}; expected a linear layer's "
-                f"[{classes}, features] and [{classes}]"
-            )
-        self._shape, self._tail = weight.shape, weight.numel() + classes
+    @classmethod
+    def of(cls, module: nn.Module, classes: int) -> LabelMix | None:
+        """The estimator for `module`, or None if its last parameters are no [classes, features] and [classes]."""
+        last = [tuple(parameter.shape) for parameter in module.parameters()][-2:]
+        fits = len(last) == 2 and len(last[0]) == 2 and last[0][0] == classes and last[1] == (classes,)
+        return cls(classes, last[0][1]) if fits else None
 
     def __call__(self, update: Tensor) -> Tensor:
         """Shares of the classes [classes], at least 0, summing to 1, from an update [P].
 
         q_c = max(0, Σ_f Δweight[c, f] + Δbias[c]) / Σ_c' max(0, …); equal shares if no row grew.
         """
-        weight, bias = update[-self._tail :].split([self._tail - self._shape[0], self._shape[0]])
-        grown = (weight.view(self._shape).sum(dim=1) + bias).clamp_min(0.0)
+        tail = update[-self._classes * (self._features + 1) :]
+        weight, bias = tail.split([self._classes * self._features, self._classes])
+        grown = (weight.view(self._classes, -1).sum(dim=1) + bias).clamp_min(0.0)
         total = grown.sum()
         return grown / total if bool(total > 0) else torch.full_like(grown, 1.0 / len(grown))

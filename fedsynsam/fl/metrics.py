@@ -19,7 +19,7 @@ class RoundMetrics:
     `round` counts from 1. Bytes are lengths of real payloads (uplink) and tensors (downlink), summed over the cohort.
     `cosines` maps the name of an estimator to its mean cosine with the global gradient. A round before which the
     synthetic set was learned has the matching loss that this ended with (the mean over the last tenth of its steps)
-    and the seconds it took, which `seconds` includes.
+    and the seconds it took, which `seconds` includes; none, if the run was resumed between learning and that round.
     """
 
     round: int

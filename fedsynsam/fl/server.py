@@ -34,7 +34,7 @@ class ServerState:
     synthetic: SyntheticSet | None = None
     synthetic_round: int = 0  # finished rounds when the set was last learned
     synthetic_loss: float | None = None  # matching loss that learning ended with; None for a set that was given
-    synthetic_seconds: float | None = None  # what learning it took
+    synthetic_seconds: float | None = None  # what learning it took; not in checkpoints
     holders: dict[int, int] = field(default_factory=dict)  # client -> `synthetic_round` of the set it holds
 
 

@@ -72,7 +72,7 @@ def learn(
         optimizer, lambda step: 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * step / steps))
     )
     loss = FlatLoss(module)
-    pieces = _Pieces(config, evidence, LabelMix(module, dataset.classes), logits.argmax(dim=1), rng)
+    pieces = _Pieces(config, evidence, LabelMix.of(module, dataset.classes), logits.argmax(dim=1), rng)
     losses = list[float]()
     for step in range(steps):
         if config.synthetic_method == "gradient":
@@ -103,18 +103,24 @@ class _Pieces:
 
     A share `UPDATE_SHARE` of the draws is a client's update, −C(Δ_i) at w_j, for which the images of class c count
     together as much as c has in the client's mix of labels. The others are displacements of the global weights from
-    starting points off the trajectory, for which all images count equally (None).
+    starting points off the trajectory, for which all images count equally (None). So are all of them when the clients'
+    mixes of labels cannot be told (`label_mix` is None).
     """
 
     def __init__(
-        self, config: RunConfig, evidence: Evidence, label_mix: LabelMix, classes: Tensor, rng: np.random.Generator
+        self,
+        config: RunConfig,
+        evidence: Evidence,
+        label_mix: LabelMix | None,
+        classes: Tensor,
+        rng: np.random.Generator,
     ) -> None:
         self._config, self._evidence, self._label_mix, self._rng = config, evidence, label_mix, rng
         self._classes = classes  # of each image, int64 [M]
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor | None]:
         piece = self._evidence.sample_update(self._rng) if self._rng.random() < UPDATE_SHARE else None
-        if piece is None:
+        if piece is None or self._label_mix is None:
             config = self._config
             return *self._evidence.sample(config.synthetic_segment, config.synthetic_drift, 1, self._rng), None
         start, update = piece

@@ -5,15 +5,18 @@ import pytest
 import torch
 
 from fedsynsam.compress import compressor
+from fedsynsam.fl import synthesis
 from fedsynsam.fl.client import LocalRound
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.correction import Correction
 from fedsynsam.fl.data import Dataset
+from fedsynsam.fl.evidence import Evidence
 from fedsynsam.fl.flat import flat_weights
 from fedsynsam.fl.labels import LabelMix
 from fedsynsam.fl.models import build_model
 from fedsynsam.fl.perturbation import NoPerturbation
 from fedsynsam.fl.steps import Steps
+from fedsynsam.fl.synthesis import learn
 from fedsynsam.fl.workers import Worker
 
 
@@ -22,8 +25,9 @@ def update_of(dataset: Dataset, module: torch.nn.Module, shares: list[float]) ->
     rng, labels = np.random.default_rng(0), dataset.y_train.numpy()
     drawn = rng.choice(len(shares), 160, p=shares)
     members = np.array([rng.choice(np.flatnonzero(labels == label)) for label in drawn])
+    start = flat_weights(module)
     work = LocalRound(Steps(dataset, [members.reshape(10, 16)]), NoPerturbation(), Correction())
-    return Worker(module, torch.device("cpu")).train(flat_weights(module), work, RunConfig(lr=0.02))[0][0]
+    return Worker(module, torch.device("cpu")).train(start, work, RunConfig(lr=0.02))[0][0]
 
 
 @pytest.mark.parametrize("spec", ["none", "topk:0.05", "quantize:2"])
@@ -33,7 +37,7 @@ def test_the_mix_is_found_even_in_compressed_updates(tiny_dataset, shares, spec)
     update = update_of(tiny_dataset, module, shares)
     sender = compressor(spec)
     received = sender.compress(update, sender.init(update), seed=0)[0].decompress()
-    mix = LabelMix(module, tiny_dataset.classes)(received)
+    mix = LabelMix.of(module, tiny_dataset.classes)(received)
     assert float(mix.sum()) == pytest.approx(1.0)
     assert float(mix.min()) >= 0.0
     assert float((mix - torch.tensor(shares)).abs().sum() / 2) < 0.25, mix
@@ -44,13 +48,33 @@ def test_the_formula() -> None:
     update = torch.zeros(12 + 9)
     update[12:18] = torch.tensor([1.0, 1.0, -1.0, 0.5, 0.5, 0.25])  # rows sum to 2, -0.5, 0.75
     update[18:21] = torch.tensor([1.0, 0.0, 0.25])
-    torch.testing.assert_close(LabelMix(module, 3)(update), torch.tensor([0.75, 0.0, 0.25]))
-    torch.testing.assert_close(LabelMix(module, 3)(-update.abs()), torch.full((3,), 1 / 3))
+    torch.testing.assert_close(LabelMix.of(module, 3)(update), torch.tensor([0.75, 0.0, 0.25]))
+    torch.testing.assert_close(LabelMix.of(module, 3)(-update.abs()), torch.full((3,), 1 / 3))
 
 
-@pytest.mark.parametrize(
-    "module", [torch.nn.Linear(4, 3, bias=False), torch.nn.Sequential(torch.nn.Linear(4, 2)), torch.nn.Conv2d(1, 3, 2)]
-)
-def test_another_end_of_the_module_is_refused(module) -> None:
-    with pytest.raises(ValueError, match="expected a linear layer's"):
-        LabelMix(torch.nn.Sequential(torch.nn.Linear(2, 2), module), 3)
+ENDS = [
+    torch.nn.Linear(4, 3, bias=False),
+    torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(4, 2)),
+    torch.nn.Conv2d(1, 3, 2),
+    torch.nn.ReLU(),
+]
+
+
+@pytest.mark.parametrize("module", ENDS, ids=lambda module: type(module).__name__)
+def test_nothing_is_told_from_another_end(module, tiny_dataset) -> None:
+    assert LabelMix.of(module, 3) is None
+
+
+def test_a_model_with_another_end_is_learned_from_displacements(tiny_dataset, monkeypatch) -> None:
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3, bias=False))
+    evidence, weights = Evidence(window=5), flat_weights(flat)
+    sender = compressor("none")
+    update = torch.full_like(weights, -0.01)
+    for number in range(4):
+        received = sender.compress(update, sender.init(update), seed=0)[0]
+        evidence.add(number, weights + number * update, [received])
+    config = RunConfig(synthetic_start=3, synthetic_segment=1, synthetic_steps=5, synthetic_images=1)
+    monkeypatch.setattr(synthesis, "UPDATE_SHARE", 1.0)
+    learned, loss = learn(config, flat, tiny_dataset, evidence, None, 3)
+    assert 0 < loss < 2
+    assert bool(torch.isfinite(learned.images).all())

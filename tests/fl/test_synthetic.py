@@ -171,8 +171,8 @@ def test_renewals_are_the_default_without_a_file_and_none_with_one() -> None:
     assert resolve(RunConfig(synthetic="x.safetensors", synthetic_every=5)).synthetic_every == 5
 
 
-def test_a_resumed_run_needs_the_numbers_of_the_last_learning(tiny_config, tmp_path) -> None:
-    """Stopped in the very round for which the set was learned, it still reports what that took."""
+def test_a_resumed_run_knows_the_loss_of_the_last_learning(tiny_config, tmp_path) -> None:
+    """Stopped in the very round for which the set was learned, it still reports the loss; the seconds are gone."""
 
     class Stop(Exception):
         pass
@@ -192,7 +192,8 @@ def test_a_resumed_run_needs_the_numbers_of_the_last_learning(tiny_config, tmp_p
     Simulation(config, tmp_path / "broken", resume=True).run()
     assert lines(tmp_path / "broken") == lines(tmp_path / "whole")
     row = json.loads((tmp_path / "broken" / "metrics.jsonl").read_text().splitlines()[2])
-    assert row["synthetic_seconds"] > 0
+    assert row["synthetic_loss"] > 0
+    assert "synthetic_seconds" not in row
 
 
 def test_other_algorithms_pass_a_given_set_by(tiny_config, tmp_path, file) -> None:

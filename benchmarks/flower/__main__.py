@@ -23,11 +23,10 @@ import torch
 
 from benchmarks.flower.processes import SuperLink
 from benchmarks.provenance import ROOT, provenance
-from fedsynsam.fl.models import build_model
 
 EXAMPLES = ROOT / "examples" / "flower"
 SPECS = ("", "quantize:4", "topk:0.01", "topk:0.01+quantize:4")  # "": the app before, without us
-WIRE = [("cnn", spec) for spec in SPECS] + [("resnet18", spec) for spec in ("", "topk:0.01")]
+WIRE = [("cnn", spec) for spec in SPECS] + [("wide", spec) for spec in ("", "topk:0.01")]
 ALONE = "Flower alone"
 ALGORITHMS = {"before": "FedAvg", "after": "FedAvg", "fedsynsam": "FedSynSAM"}
 SIMULATED_NODES = 10
@@ -49,8 +48,7 @@ def measure_wire(model: str, spec: str, rounds: int) -> Row:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         app, result = prepare("after" if spec else "before", spec, folder), folder / "result.json"
-        steps = 20 if model == "cnn" else 1
-        config = {"model": model, "rounds": rounds, "partitions": 2, "local-steps": steps, "result": str(result)}
+        config = {"model": model, "rounds": rounds, "partitions": 2, "result": str(result)}
         with SuperLink(folder / "link") as link:
             for partition in (0, 1):
                 link.start_node(partition, 2)
@@ -59,10 +57,10 @@ def measure_wire(model: str, spec: str, rounds: int) -> Row:
             seconds = time.perf_counter() - begun
             ups = [proxy.up for proxy in link.proxies.values()]
             downs = [proxy.down for proxy in link.proxies.values()]
-    parameters = sum(p.numel() for p in build_model(model, (1, 28, 28), 10, 0).parameters())
+    parameters = {"cnn": 37_610, "wide": 7_950_010}[model]
     return {
         "model": model, "parameters": parameters, "dense_bytes": 4 * parameters, "spec": spec or ALONE,
-        "nodes": 2, "rounds": rounds, "local_steps": steps,
+        "nodes": 2, "rounds": rounds, "local_steps": 20,
         "up_bytes_a_round": round(statistics.fmean(ups) / rounds),
         "down_bytes_a_round": round(statistics.fmean(downs) / rounds),
         "seconds": f"{seconds:.1f}", "accuracy": f"{accuracies[str(rounds)]:.4f}",
@@ -129,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flower", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for wire.csv and accuracy.csv")
     parser.add_argument("--parts", nargs="+", choices=["wire", "accuracy"], default=["wire", "accuracy"])
-    parser.add_argument("--wire-rounds", type=int, default=3, help="of the deployment; with resnet18 always 1")
+    parser.add_argument("--wire-rounds", type=int, default=3, help="of the deployment")
     parser.add_argument("--rounds", type=int, default=30, help="of the simulation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args(arguments)
@@ -138,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path, rows = options.out / "wire.csv", read(options.out / "wire.csv")
         for model, spec in WIRE:
             if not any((row["model"], row["spec"]) == (model, spec or ALONE) for row in rows):
-                rows.append({**measure_wire(model, spec, 1 if model == "resnet18" else options.wire_rounds), **source})
+                rows.append({**measure_wire(model, spec, options.wire_rounds), **source})
                 write(rows, path)
         print(wire_table(rows), flush=True)
     if "accuracy" in options.parts:

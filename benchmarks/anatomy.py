@@ -33,7 +33,8 @@ from benchmarks.peers.job import Job, sgd_steps
 from benchmarks.peers.run_eager import Loop
 from benchmarks.provenance import provenance
 from fedsynsam.fl import client, server, training
-from fedsynsam.fl.simulation import Simulation, one_thread_each
+from fedsynsam.fl.machine import one_thread_each
+from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.steps import Steps
 from fedsynsam.fl.workers import WorkerPool
 

@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 
 from ..compress import compressor as build_compressor
 from ..fl.metrics import RoundMetrics
-from .comparison import Comparison, Group
 from .figures import COLORS
+from .groups import Comparison, Group
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "star", "cross", "x")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")

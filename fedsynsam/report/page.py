@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .charts import Chart
-    from .comparison import Comparison
+    from .groups import Comparison
 
 NEEDED = ("plotly", "scipy")
 

@@ -50,6 +50,15 @@ def test_heterogeneity_follows_the_kind_and_alpha() -> None:
     assert classes_per_client("shards", shards_per_client=2) <= 3
 
 
+def test_at_infinite_alpha_every_client_holds_every_class_alike() -> None:
+    labels = np.repeat([0, 1, 2], [100, 57, 8])
+    parts = partition("dirichlet", labels, 7, np.random.default_rng(0), alpha=np.inf)
+    held = np.array([np.bincount(labels[part], minlength=3) for part in parts])
+    assert np.array_equal(held.sum(axis=0), [100, 57, 8])
+    assert np.all(np.ptp(held, axis=0) <= 1)
+    assert len(np.unique(held.sum(axis=1))) > 1, "the client that gets one more is another for each class"
+
+
 def test_dirichlet_proportions_have_the_right_mean_square() -> None:
     """For p ~ Dirichlet(α, …, α) over C clients, E[Σp²] = (α + 1)/(αC + 1)."""
     alpha, clients, count = 0.5, 5, 2000

@@ -10,8 +10,9 @@ import pytest
 from matplotlib.image import imread
 
 from fedsynsam.fl.metrics import RoundMetrics
-from fedsynsam.report.comparison import headline, headline_text, markdown_table, read_cells, write_comparison
+from fedsynsam.report.comparison import headline_text, markdown_table, write_comparison
 from fedsynsam.report.figures import save_curves
+from fedsynsam.report.groups import headline, read_cells
 from fedsynsam.report.runs import Run
 from fedsynsam.report.text import bytes_text
 

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from fedsynsam.fl.metrics import RoundMetrics
 from fedsynsam.report import page
-from fedsynsam.report.comparison import read_cells, write_comparison
+from fedsynsam.report.comparison import write_comparison
+from fedsynsam.report.groups import read_cells
 from fedsynsam.report.runs import Run
 
 VERSIONS = {"fedsynsam": "0", "python": "3", "torch": "2", "numpy": "2", "commit": None}

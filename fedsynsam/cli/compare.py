@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def command_of(argv: Sequence[str]) -> CompareCommand:
     for word in argv:
         if word.split("=")[0] in ("--algorithm", "--compressor", "--seed"):
             raise ConfigError(f"{word.split('=')[0]}: compare takes the list {word.split('=')[0]}s instead")
-    default = CompareCommand(settings=defaults_from(argv), **compare_table(config_file(argv)))
+    default = replace(CompareCommand(settings=defaults_from(argv)), **compare_table(config_file(argv)))
     return parse(default, argv, "fedsynsam compare")
 
 

@@ -23,7 +23,7 @@ class Sweep:
     values: tuple[Any, ...]
 
 
-def compare_table(path: Path | None) -> dict[str, str]:
+def compare_table(path: Path | None) -> dict[str, Any]:
     """The table [compare] of the TOML file at `path`, as the words of the command line; {} where there is none."""
     table = {} if path is None else read_toml(path).get("compare", {})
     if not isinstance(table, dict):

@@ -50,7 +50,7 @@ def options_of(values: dict[str, Any]) -> list[str]:
     defaults = RunConfig().to_dict()
     for name, value in values.items():
         flag = name.replace("_", "-")
-        if value == defaults[name]:
+        if value == defaults.get(name, value):  # of an older version's key nothing can be said any more
             continue
         words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return words

@@ -32,6 +32,11 @@ def _look(comparison: Comparison, algorithm: str) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
+def _height(comparison: Comparison, least: float) -> float:
+    """Inches of a panel that leave room for the legend."""
+    return max(least, 0.6 + 0.22 * len(comparison.algorithms))
+
+
 def _curve(group: Group) -> tuple[list[int], np.ndarray]:
     """Rounds that every seed evaluated, and the accuracies [seeds, rounds] in percent."""
     series = [
@@ -44,7 +49,7 @@ def _curve(group: Group) -> tuple[list[int], np.ndarray]:
 def _save_curves(comparison: Comparison, path: Path) -> Path:
     """A panel a compressor, in a sweep a row of them a value."""
     columns, parts = comparison.compressors, comparison.parts()
-    figure, axes = panels(len(columns), len(parts))
+    figure, axes = panels(len(columns), len(parts), 6.4 if len(columns) == 1 else 4.6, _height(comparison, 3.6))
     for place, axis in enumerate(axes):
         (name, part), compressor = parts[place // len(columns)], columns[place % len(columns)]
         for group in part.groups:
@@ -56,13 +61,13 @@ def _save_curves(comparison: Comparison, path: Path) -> Path:
             axis.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
         axis.set(xlabel="round", ylabel="test accuracy, %", title=", ".join(filter(None, (compressor, name))))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
-    figure.suptitle("test accuracy: mean over seeds, band from lowest to highest")
+    figure.suptitle("mean over seeds, band from lowest to highest")
     return save(figure, path)
 
 
 def _save_accuracy_against_bytes(comparison: Comparison, path: Path) -> Path:
     """A line an algorithm through its compressors."""
-    figure, (axis,) = panels(1, width=6.4, height=4.2)
+    figure, (axis,) = panels(1, width=6.4, height=_height(comparison, 4.2))
     for algorithm in comparison.algorithms:
         groups = sorted((group for group in comparison.groups if group.algorithm == algorithm), key=lambda g: g.uplink)
         sent, means = [group.uplink / 1e6 for group in groups], [100 * group.mean for group in groups]
@@ -76,7 +81,7 @@ def _save_accuracy_against_bytes(comparison: Comparison, path: Path) -> Path:
 
 def _save_bars(comparison: Comparison, path: Path) -> Path:
     inches = 0.4 + 0.22 * len(comparison.algorithms)
-    figure, (axis,) = panels(1, width=3.2 + inches * len(comparison.compressors), height=3.8)
+    figure, (axis,) = panels(1, width=3.2 + inches * len(comparison.compressors), height=_height(comparison, 3.8))
     width = 0.8 / len(comparison.algorithms)
     heights: list[float] = []
     for index, algorithm in enumerate(comparison.algorithms):
@@ -103,7 +108,7 @@ def _save_bars(comparison: Comparison, path: Path) -> Path:
 def _save_sweep(comparison: Comparison, path: Path) -> Path:
     """A panel a compressor: accuracy against the swept value, whose values lie at equal distances."""
     columns, places = comparison.compressors, [value_text(value) for value in comparison.values]
-    figure, axes = panels(len(columns))
+    figure, axes = panels(len(columns), 1, 6.4 if len(columns) == 1 else 4.6, _height(comparison, 3.6))
     for axis, compressor in zip(axes, columns, strict=True):
         for algorithm in comparison.algorithms:
             groups = [comparison.group(algorithm, compressor, value) for value in comparison.values]

@@ -66,9 +66,8 @@ class Comparison:
 
     @property
     def values(self) -> list[Any]:
-        """The values of the swept setting, each once, numbers in ascending order; [None] without a sweep."""
-        found = list(dict.fromkeys(group.value for group in self.groups))
-        return sorted(found) if all(isinstance(value, (int, float)) for value in found) else found
+        """The values of the swept setting, each once; [None] without a sweep."""
+        return list(dict.fromkeys(group.value for group in self.groups))
 
     def group(self, algorithm: str, compressor: str, value: Any = None) -> Group | None:
         """The group of `algorithm` with `compressor` (and `value`), if it was run."""
@@ -90,9 +89,9 @@ class Comparison:
 
 
 def read_cells(runs: list[Run], swept: str | None = None) -> Comparison:
-    """Group finished runs by algorithm, compressor and the value of the setting `swept`.
+    """Group finished runs by algorithm, compressor and the value of the setting `swept`, numbers in ascending order.
 
-    If it is not given, it is the setting in which runs of one algorithm and compressor differ; several raise
+    If the setting is not given, it is the one in which runs of one algorithm and compressor differ; several raise
     `ConfigError`.
     """
     swept = swept or _swept(runs)
@@ -100,7 +99,10 @@ def read_cells(runs: list[Run], swept: str | None = None) -> Comparison:
     for run in runs:
         value = None if swept is None else run.config.get(swept)
         grouped.setdefault((run.config["algorithm"], run.config["compressor"], value), []).append(run)
-    return Comparison(tuple(Group(*key[:2], tuple(members), key[2]) for key, members in grouped.items()), swept)
+    groups = [Group(algorithm, spec, tuple(members), value) for (algorithm, spec, value), members in grouped.items()]
+    if all(isinstance(group.value, (int, float)) for group in groups):
+        groups.sort(key=lambda group: group.value)
+    return Comparison(tuple(groups), swept)
 
 
 def _swept(runs: list[Run]) -> str | None:

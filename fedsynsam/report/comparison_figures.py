@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from .figures import COLORS, STYLE, panels, save
+from .figures import COLORS, STYLE, new_figure, save
 from .groups import Comparison, Group
 from .text import value_text
 
@@ -49,7 +49,7 @@ def _curve(group: Group) -> tuple[list[int], np.ndarray]:
 def _save_curves(comparison: Comparison, path: Path) -> Path:
     """A panel a compressor, in a sweep a row of them a value."""
     columns, parts = comparison.compressors, comparison.parts()
-    figure, axes = panels(len(columns), len(parts), 6.4 if len(columns) == 1 else 4.6, _height(comparison, 3.6))
+    figure, axes = new_figure(len(columns), len(parts), 6.4 if len(columns) == 1 else 4.6, _height(comparison, 3.6))
     for place, axis in enumerate(axes):
         (name, part), compressor = parts[place // len(columns)], columns[place % len(columns)]
         for group in part.groups:
@@ -67,7 +67,7 @@ def _save_curves(comparison: Comparison, path: Path) -> Path:
 
 def _save_accuracy_against_bytes(comparison: Comparison, path: Path) -> Path:
     """A line an algorithm through its compressors."""
-    figure, (axis,) = panels(1, width=6.4, height=_height(comparison, 4.2))
+    figure, (axis,) = new_figure(1, width=6.4, height=_height(comparison, 4.2))
     for algorithm in comparison.algorithms:
         groups = sorted((group for group in comparison.groups if group.algorithm == algorithm), key=lambda g: g.uplink)
         sent, means = [group.uplink / 1e6 for group in groups], [100 * group.mean for group in groups]
@@ -81,7 +81,7 @@ def _save_accuracy_against_bytes(comparison: Comparison, path: Path) -> Path:
 
 def _save_bars(comparison: Comparison, path: Path) -> Path:
     inches = 0.4 + 0.22 * len(comparison.algorithms)
-    figure, (axis,) = panels(1, width=3.2 + inches * len(comparison.compressors), height=_height(comparison, 3.8))
+    figure, (axis,) = new_figure(1, width=3.2 + inches * len(comparison.compressors), height=_height(comparison, 3.8))
     width = 0.8 / len(comparison.algorithms)
     heights: list[float] = []
     for index, algorithm in enumerate(comparison.algorithms):
@@ -108,7 +108,7 @@ def _save_bars(comparison: Comparison, path: Path) -> Path:
 def _save_sweep(comparison: Comparison, path: Path) -> Path:
     """A panel a compressor: accuracy against the swept value, whose values lie at equal distances."""
     columns, places = comparison.compressors, [value_text(value) for value in comparison.values]
-    figure, axes = panels(len(columns), 1, 6.4 if len(columns) == 1 else 4.6, _height(comparison, 3.6))
+    figure, axes = new_figure(len(columns), 1, 6.4 if len(columns) == 1 else 4.6, _height(comparison, 3.6))
     for axis, compressor in zip(axes, columns, strict=True):
         for algorithm in comparison.algorithms:
             groups = [comparison.group(algorithm, compressor, value) for value in comparison.values]

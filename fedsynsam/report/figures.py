@@ -37,7 +37,7 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def panels(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Figure, Any]:
+def new_figure(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Figure, Any]:
     """A figure of `rows` x `columns` panels of so many inches each, and its axes, flat."""
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, np.atleast_1d(figure.subplots(rows, columns)).flatten()
@@ -45,14 +45,14 @@ def panels(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.6)
 
 def save_curves(rounds: Sequence[RoundMetrics], path: Path, title: str) -> Path:
     """Draw accuracy and loss over rounds and accuracy over uplink bytes; cosines and sharpness if they were logged."""
-    drawn = [_draw_accuracy, _draw_loss, _draw_accuracy_against_bytes]
+    panels = [_draw_accuracy, _draw_loss, _draw_accuracy_against_bytes]
     if any(row.cosines for row in rounds):
-        drawn.append(_draw_cosines)
+        panels.append(_draw_cosines)
     if any(row.sharpness is not None for row in rounds):
-        drawn.append(_draw_sharpness)
+        panels.append(_draw_sharpness)
     with matplotlib.rc_context(STYLE):
-        figure, axes = panels(len(drawn))
-        for draw, axis in zip(drawn, axes, strict=True):
+        figure, axes = new_figure(len(panels))
+        for draw, axis in zip(panels, axes, strict=True):
             draw(axis, rounds)
         figure.suptitle(title)
         return save(figure, path)
@@ -107,7 +107,7 @@ def _draw_sharpness(axis: Axes, rounds: Sequence[RoundMetrics]) -> None:
 def save_slices(places: np.ndarray, line: np.ndarray, plane: np.ndarray, path: Path, title: str) -> Path:
     """Draw the loss along one direction, and as contours over two; places in multiples of the filters' norms."""
     with matplotlib.rc_context(STYLE):
-        figure, (left, right) = panels(2)
+        figure, (left, right) = new_figure(2)
         left.plot(places, line, color=COLORS[0])
         left.set(xlabel="place along a random direction", ylabel="training loss", ylim=(0, None), title="one direction")
         contours = right.contourf(places, places, plane, levels=20, cmap="viridis")
@@ -125,7 +125,7 @@ def save_advice(curves: dict[str, tuple[float, float]], path: Path, title: str) 
     rates = np.logspace(5, 11, 200)
     dense_fixed, dense_bits = next(iter(curves.values()))
     with matplotlib.rc_context(STYLE):
-        figure, (axis,) = panels(1, width=7.0, height=4.4)
+        figure, (axis,) = new_figure(1, width=7.0, height=4.4)
         for color, (spec, (fixed, bits)) in zip(COLORS, curves.items(), strict=False):
             axis.plot(rates, fixed + bits / rates, color=color, label=spec)
             if fixed > dense_fixed and bits < dense_bits:

@@ -6,13 +6,9 @@ import base64
 import html
 import importlib.util
 import io
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from ..fl.compare import options_of
-from ..fl.runfolder import FREE
 
 if TYPE_CHECKING:
     from .charts import Chart
@@ -90,11 +86,7 @@ def comparison_page(comparison: Comparison, headlines: list[str], command: str |
 
 def _commands(comparison: Comparison, command: str | None) -> list[str]:
     """The command of the comparison, and those that make each of its runs alone."""
-    runs = [run for group in comparison.groups for run in group.runs]
-    lines = []
-    for run in runs:
-        values = {key: value for key, value in run.config.items() if key not in ("versions", *FREE)}
-        lines.append(shlex.join(["fedsynsam", "run", *options_of(values)]))
+    lines = [run.command for group in comparison.groups for run in group.runs]
     return [
         "<h2>The commands</h2>",
         "" if command is None else f"<pre>{html.escape(command)}</pre>",

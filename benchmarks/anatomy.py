@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.peers.job import Job, sgd_steps
 from benchmarks.peers.run_eager import Loop
 from benchmarks.provenance import provenance
-from fedsynsam.fl import client, server, simulation
+from fedsynsam.fl import client, server, training
 from fedsynsam.fl.simulation import Simulation, one_thread_each
 from fedsynsam.fl.steps import Steps
 from fedsynsam.fl.workers import WorkerPool
@@ -112,10 +112,10 @@ def pieces_named() -> Iterator[None]:
     """Inside, the simulator's pieces of work carry their names in a profile."""
     pieces = [
         ("gathering batches", Steps, "__getitem__"),
-        ("gathering batches", simulation, "draw"),
+        ("gathering batches", training, "draw"),
         ("perturbation and step", client, "sam_perturb"),
         ("perturbation and step", client, "sam_step"),
-        ("compression, bytes, sum", simulation, "send"),
+        ("compression, bytes, sum", training, "send"),
         ("compression, bytes, sum", server, "aggregate"),
         ("perturbation and step", torch.optim.SGD, "step"),
         ("copies of the model", Loop, "copy"),

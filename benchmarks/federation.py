@@ -23,8 +23,9 @@ from benchmarks import workload
 from benchmarks.peers.job import Job, new_model
 from benchmarks.provenance import provenance
 from fedsynsam.fl.flat import Batch
+from fedsynsam.fl.machine import one_thread_each
 from fedsynsam.fl.metrics import RoundMetrics
-from fedsynsam.fl.simulation import Simulation, one_thread_each
+from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.workers import Worker, WorkerPool
 
 WARMUP = 3

@@ -30,7 +30,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from fedsynsam.compress import State
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.metrics import RoundMetrics
 from fedsynsam.fl.simulation import Simulation
@@ -61,9 +60,8 @@ def measure(clients: int, store: str, rounds: int, dataset: str) -> dict[str, ob
             memory["before"] = resident_mb()
             size = simulation._server.state.weights.numel()
             for client in range(clients):
-                state = State(simulation._residuals._fresh.manifest, torch.full((size,), 1e-3), 1)
-                simulation._residuals.owner[client] = 0
-                simulation._residuals.keep([client], {client: state}, 0)
+                simulation._records.owner[client] = 0
+                simulation._records.keep([client], {client: {"residual": torch.full((size,), 1e-3)}}, 0)
             memory["after"], memory["law"] = resident_mb(), 4e-6 * size * clients
 
         def note_time(row: RoundMetrics) -> None:
@@ -71,7 +69,7 @@ def measure(clients: int, store: str, rounds: int, dataset: str) -> dict[str, ob
                 wall.append(time.perf_counter())
                 processor.append(time.process_time())
             else:
-                files = (Path(folder) / "run" / "checkpoint").glob("residual-*")
+                files = (Path(folder) / "run" / "checkpoint").glob("client-*")
                 memory["files"] = sum(path.stat().st_size for path in files) / 1e6
 
         simulation.run(on_round=note_time, on_note=fill)

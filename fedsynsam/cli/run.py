@@ -15,8 +15,9 @@ from ..errors import ConfigError, FedSynSamError, RankError
 from ..fl.config import RunConfig
 from ..fl.distributed import Group, local_rank, ranks
 from ..fl.interrupts import Interrupted
+from ..fl.machine import choose_device
 from ..fl.metrics import RunResult
-from ..fl.simulation import Simulation, choose_device
+from ..fl.simulation import Simulation
 from ..report.figures import save_curves
 from ..report.text import bytes_text
 from .arguments import defaults_from, parse

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsynsam.fl.client import LocalRound
 
-Outputs = tuple[Tensor, Tensor]
+Outputs = tuple[Tensor, ...]
 Function = Callable[[LocalRound, Tensor], Outputs]
 WARM_UP = 2  # runs before recording, in which libraries choose their kernels and allocate
 
@@ -46,8 +46,7 @@ class Recorder:
         recording = self._recordings[key]
         for target, source in zip(recording.inputs, tensors, strict=True):
             target.copy_(source, non_blocking=True)
-        update, losses = recording.replay()
-        return update.clone(), losses.clone()
+        return tuple(output.clone() for output in recording.replay())
 
 
 def record_graph(call: Callable[[], Outputs]) -> Callable[[], Outputs]:

@@ -1,6 +1,6 @@
 """The folder `checkpoint/` of a run: `state.safetensors`, and files of clients that it refers to.
 
-`state` holds everything in `ServerState` and a table of the clients; each residual, and for FedLESAM each set of
+`state` holds everything in `ServerState` and a table of the clients; each client's record, and for FedLESAM each set of
 weights that is some client's last, is a file of its own, written once, whose name ends in its round. A checkpoint adds
 the new files, makes them durable, then replaces `state`, then removes the files that only the older one referred to: a
 crash at any point leaves one whole checkpoint. What it costs depends on the clients trained since the last one, not on
@@ -19,7 +19,7 @@ from torch import Tensor
 from fedsynsam.errors import CheckpointError, PayloadError
 from fedsynsam.fl.distributed import Group
 from fedsynsam.fl.evidence import Evidence
-from fedsynsam.fl.residuals import Residuals, residual_name
+from fedsynsam.fl.records import Records, record_name
 from fedsynsam.fl.server import ServerState
 from fedsynsam.fl.synthesis import SyntheticSet
 from fedsynsam.fl.tensorfile import TensorFolder, pack, unpack, write_atomically
@@ -35,22 +35,22 @@ class Checkpoint:
         self._folder, self._group = folder, group
         self._starts: set[int] = set()  # rounds whose weights have a file
 
-    def save(self, state: ServerState, residuals: Residuals) -> None:
+    def save(self, state: ServerState, records: Records) -> None:
         """Write a checkpoint over the older one."""
-        names = residuals.write_changed(self._folder)
+        names = records.write_changed(self._folder)
         if self._folder is not None:
             for round_number in state.starts.keys() - self._starts:
                 names.append(_start_name(round_number))
                 self._folder.write(names[-1], pack({"weights": state.starts[round_number]}))
             self._folder.path.mkdir(parents=True, exist_ok=True)
             self._folder.sync(names)
-            write_atomically(self._folder.path / f"{STATE}.safetensors", _state_blob(state, residuals.table))
+            write_atomically(self._folder.path / f"{STATE}.safetensors", _state_blob(state, records.table))
             for round_number in self._starts - state.starts.keys():
                 self._folder.remove(_start_name(round_number))
             self._starts = set(state.starts)
-        residuals.checkpointed(self._folder)
+        records.checkpointed(self._folder)
 
-    def load(self, fresh: ServerState, residuals: Residuals) -> ServerState | None:
+    def load(self, fresh: ServerState, records: Records) -> ServerState | None:
         """The saved state, or None when there is none; `fresh`, a state of the same run, gives shapes and device.
 
         Raises `CheckpointError` when a file is damaged or missing, or does not belong to this configuration.
@@ -62,7 +62,7 @@ class Checkpoint:
             tensors, numbers = unpack(self._group.on_first(lambda: self._read(STATE)), source, device)
             try:
                 state = _restored(tensors, numbers, fresh)
-                table = {client: (round_number, step) for client, round_number, step in tensors["residuals"].tolist()}
+                table = {client: (round_number, step) for client, round_number, step in tensors["clients"].tolist()}
             except (KeyError, ValueError, TypeError, PayloadError) as error:
                 message = f"{source} is damaged ({type(error).__name__}: {error}); start the run anew"
                 raise CheckpointError(message) from error
@@ -71,8 +71,8 @@ class Checkpoint:
                 blob = self._group.on_first(lambda name=name: self._read(name))  # type: ignore[misc]
                 state.starts[round_number] = _like(unpack(blob, self._source(name), device)[0], fresh, name)
             self._starts = set(state.starts)
-        residuals.restore(table)
-        self._group.on_first(lambda: self._tidy(state, residuals))
+        records.restore(table)
+        self._group.on_first(lambda: self._tidy(state, records))
         return state
 
     def _read(self, name: str) -> bytes:
@@ -81,11 +81,11 @@ class Checkpoint:
     def _source(self, name: str) -> str:
         return name if self._folder is None else self._folder.source(name)
 
-    def _tidy(self, state: ServerState | None, residuals: Residuals) -> bytes:
+    def _tidy(self, state: ServerState | None, records: Records) -> bytes:
         """Check that all files are there, and remove those of a checkpoint that was never finished."""
         if self._folder is not None and self._folder.path.exists():
-            residuals.store.check_saved()
-            names = {residual_name(*pair) for pair in residuals.store.saved.items()}
+            records.store.check_saved()
+            names = {record_name(*pair) for pair in records.store.saved.items()}
             names |= {_start_name(round_number) for round_number in self._starts}
             self._folder.keep_only(names | ({STATE} if state is not None else set()))
         return b""
@@ -95,7 +95,8 @@ def _state_blob(state: ServerState, table: Mapping[int, tuple[int, int]]) -> byt
     tensors = {"weights": state.weights}
     if state.previous is not None:
         tensors["previous"] = state.previous
-    tensors["residuals"] = _rows([(client, *entry) for client, entry in sorted(table.items())], 3)
+    tensors["clients"] = _rows([(client, *entry) for client, entry in sorted(table.items())], 3)
+    tensors |= {f"memory/{name}": vector for name, vector in state.memory.items()}
     tensors["holders"] = _rows(sorted(state.holders.items()), 2)
     tensors["last"] = _rows(sorted(state.last_round.items()), 2)
     if state.synthetic is not None:
@@ -119,8 +120,8 @@ def _restored(tensors: dict[str, Tensor], numbers: dict[str, Any], fresh: Server
     state = ServerState(weights, round=int(numbers["round"]), synthetic_round=int(numbers["synthetic_round"]))
     state.previous = tensors.get("previous")
     state.holders, state.last_round = dict(tensors["holders"].tolist()), dict(tensors["last"].tolist())
-    synthetic = {key.split("/", 1)[1]: value for key, value in tensors.items() if key.startswith("synthetic/")}
-    if synthetic:
+    state.memory = _within(tensors, "memory")
+    if synthetic := _within(tensors, "synthetic"):
         state.synthetic = SyntheticSet(**synthetic)
     if fresh.evidence is not None:
         state.evidence = Evidence(fresh.evidence.window, fresh.evidence.payloads_kept)
@@ -147,6 +148,11 @@ def _evidence_tensors(evidence: Evidence) -> dict[str, Tensor]:
             blob = torch.frombuffer(bytearray(payload.encode()), dtype=torch.uint8)
             tensors[f"evidence/{round_number}/{place}"] = blob
     return tensors
+
+
+def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors called `prefix/rest`, as {rest: tensor}."""
+    return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + "/")}
 
 
 def _grouped(tensors: dict[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:

@@ -15,6 +15,7 @@ from fedsynsam.fl.correction import Correction
 from fedsynsam.fl.cosines import Probe
 from fedsynsam.fl.flat import RowModel
 from fedsynsam.fl.perturbation import Perturbation
+from fedsynsam.fl.records import Record
 from fedsynsam.fl.steps import Steps
 from fedsynsam.ops import sam_perturb, sam_step
 from fedsynsam.wire import Payload
@@ -48,8 +49,10 @@ class LocalRound:
 
 def train(
     rows: Rows, start: Tensor, work: LocalRound, config: RunConfig, probes: Sequence[Probe] = ()
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Train R clients from the global weights `start` [P]; return the updates w_K − w_0 [R, P] and mean losses [R].
+
+    What the perturbation made of the clients' own vectors (`Perturbation.results`) comes after these two.
 
     w ← w − lr · (scale · ∇f(w + ε) + (decay + weight_decay) · w + constant), with ε = rho · d / ‖d‖ from the
     perturbation, or ε = 0 where it gives no direction, and the rest from the correction. No step waits for the device.
@@ -93,20 +96,26 @@ def train(
             momentum_buffer=rows.velocity if config.momentum else None,
             correction=constant,
         )
-    return model.weights - start, torch.stack(losses).mean(dim=0)
+    return model.weights - start, torch.stack(losses).mean(dim=0), *work.perturbation.results()
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What reaches the server from one client, and what stays with the client (`state`)."""
+    """What reaches the server from one client, and what stays with the client (`record`)."""
 
     client_id: int
-    payload: Payload
-    wire_bytes: int
-    state: State
+    payload: Payload  # of its update
+    mu: Payload | None  # of FedSMOO's perturbation dual
+    wire_bytes: int  # of all its payloads
+    record: Record
     loss: float
     num_examples: int
     cosines: dict[str, float]
+
+    @property
+    def payloads(self) -> list[Payload]:
+        """All that the client sent, in order."""
+        return [self.payload] if self.mu is None else [self.payload, self.mu]
 
 
 def send(

@@ -13,7 +13,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fedsynsam.errors import ConfigError
 
-ALGORITHMS = ("fedsynsam", "fedavg", "fedsam", "fedlesam", "realset", "oracle")
+ALGORITHMS = (
+    "fedsynsam", "fedsynsam-s", "fedsynsam-d", "fedavg", "fedprox", "scaffold", "feddyn", "fedsam", "mofedsam",
+    "fedgamma", "fedspeed", "fedsmoo", "fedlesam", "fedlesam-s", "fedlesam-d", "fedgloss", "dynafed", "realset",
+    "oracle",
+)  # fmt: skip
 PARTITIONS = ("dirichlet", "iid", "shards")
 MODELS = ("cnn", "mlp", "resnet18")
 DATASETS = ("fashion-mnist-subset", "fashion-mnist", "cifar10", "cifar100")
@@ -31,7 +35,8 @@ class RunConfig:
     """
 
     algorithm: str = "fedsynsam"
-    """fedsynsam, fedavg, fedsam, fedlesam; realset and oracle are ceilings for study."""
+    """A preset: fedsynsam[-s, -d], fedavg, fedprox, scaffold, feddyn, fedsam, mofedsam, fedgamma, fedspeed, fedsmoo,
+    fedlesam[-s, -d], fedgloss, dynafed; realset and oracle are ceilings for study."""
     compressor: str = "topk:0.01"
     """Spec of the uplink's compressor: none, topk:DENSITY, chunktopk:DENSITY, quantize:BITS, joined by +."""
     dataset: str = "fashion-mnist-subset"
@@ -64,6 +69,10 @@ class RunConfig:
     """Local momentum; its buffer starts at zero in each round."""
     rho: float | None = None
     """Radius of the perturbation; by default the algorithm's own."""
+    prox: float | None = None
+    """Lambda, the weight of proximal and dual terms; by default the algorithm's own (0.1 where it has them)."""
+    gradient_share: float | None = None
+    """MoFedSAM's alpha: a step goes along alpha * gradient + (1 - alpha) * global momentum; by default 0.1."""
     beta: float = 1.0
     """FedSynSAM: weight of the synthetic gradient, 1 - beta is that of the local one."""
     model: str = "cnn"
@@ -107,6 +116,8 @@ class RunConfig:
     """Latest rounds of the trajectory that the synthetic set is learned from."""
     synthetic_drift: float = 3.0
     """Matching starts up to this many client updates off the trajectory, as local training does; 0 stays on it."""
+    finetune_steps: int = 20
+    """DynaFed: the server's gradient steps on the synthetic set after each round, at the rate learned with the set."""
     synthetic_refresh: str = "step"
     """step: the synthetic gradient is taken anew in each local step; round: once at the round's global weights."""
 
@@ -214,6 +225,8 @@ def _check_ranges(config: RunConfig) -> None:
         ("weight_decay", 0, True, math.inf),
         ("momentum", 0, True, 1),
         ("rho", 0, True, math.inf),
+        ("prox", 0, True, math.inf),
+        ("gradient_share", 0, False, 1),
         ("beta", 0, True, 1),
         ("seed", 0, True, 2**63 - 1),
         ("threads", 1, True, 1024),
@@ -226,6 +239,7 @@ def _check_ranges(config: RunConfig) -> None:
         ("synthetic_segment", 1, True, math.inf),
         ("synthetic_window", 1, True, math.inf),
         ("synthetic_drift", 0, True, math.inf),
+        ("finetune_steps", 1, True, math.inf),
     ]
     for name, low, inclusive, high in rules:
         value = getattr(config, name)

@@ -27,15 +27,15 @@ class Probe:
     """Measures cos(estimate, ∇F(w)) for one client, once: called at each local step, it acts at step `STEPS_IN`.
 
     Estimates: `local` (gradient of the client's next batch), `previous` (the last global update, reversed), `drift`
-    (w minus the round's global weights, which the client knows anyway), `synthetic` and `real` (gradient of a set).
+    (w minus the round's first weights, which the client knows anyway), `synthetic` and `real` (gradient of a set).
     Gradients are taken in `model`, which may be the one that is trained.
     """
 
     def __init__(
-        self, model: FlatModel, held_out: Batch, start: Tensor, previous: Tensor | None, sets: dict[str, Batch]
+        self, model: FlatModel, held_out: Batch, start: Tensor, reversed_update: Tensor | None, sets: dict[str, Batch]
     ) -> None:
         self._model, self._held_out, self._sets = model, held_out, sets
-        self._start, self._previous = start, previous
+        self._start, self._reversed_update = start, reversed_update
         self._step = 0
         self.result: dict[str, float] = {}
 
@@ -48,8 +48,8 @@ class Probe:
         self._model.weights.copy_(weights.view(1, -1))
         truth = self._gradient(self._held_out)
         estimates = {"drift": weights - self._start}
-        if self._previous is not None:
-            estimates["previous"] = self._previous - self._start
+        if self._reversed_update is not None:
+            estimates["previous"] = self._reversed_update
         for name, data in {"local": batch, **self._sets}.items():
             estimates[name] = self._gradient(data)
         self.result = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from fedsynsam.compress import State
 from fedsynsam.errors import FedSynSamError
 from fedsynsam.fl.client import Upload
 from fedsynsam.fl.distributed import Group, describe, raise_described
@@ -21,7 +21,7 @@ def exchange(
     """The uploads of the whole cohort in the order of clients, of which `train` gives those of this rank.
 
     Payloads travel as `Payload.encode` made them, whether or not the run asks for `encode`, and are checked against
-    `like` [P] and `spec` when they come in; a client's residual stays where it was trained. The second result is the
+    `like` [P] and `spec` when they come in; a client's record stays where it was trained. The second result is the
     signal that `stop` told of on any rank. An error that `train` raises on one rank is raised on all.
     """
     if group.size == 1:
@@ -30,7 +30,7 @@ def exchange(
     try:
         mine = train()
         header = {"uploads": [_facts(up) for up in mine]}
-        payloads = [up.payload.encode() for up in mine]
+        payloads = [payload.encode() for up in mine for payload in up.payloads]
     except FedSynSamError as error:
         mine, header, payloads = [], {"uploads": [], "error": describe(error)}, []
     text = json.dumps({**header, "stop": stop()}).encode()
@@ -43,16 +43,18 @@ def exchange(
             raise_described(header["error"])
         stopped = stopped or header["stop"]
         for facts in header["uploads"]:
-            length = facts.pop("length")
+            lengths = facts.pop("lengths")
+            ends = list(itertools.accumulate(lengths, initial=end))
             if rank != group.rank:
-                payload = Payload.decode(frame[end : end + length], like, spec)
-                state = State(payload.manifest, None)  # not this rank's to know
-                uploads[facts["client_id"]] = Upload(payload=payload, state=state, **facts)
-            end += length
+                blobs = [frame[first:last] for first, last in itertools.pairwise(ends)]
+                payload, *more = (Payload.decode(blob, like, spec) for blob in blobs)
+                mu = more[0] if more else None
+                uploads[facts["client_id"]] = Upload(payload=payload, mu=mu, record={}, **facts)  # not ours to know
+            end = ends[-1]
     return [uploads[client] for client in sorted(uploads)], stopped
 
 
 def _facts(up: Upload) -> dict[str, object]:
-    """What goes with a payload, as JSON values."""
+    """What goes with a client's payloads, as JSON values."""
     names = ("client_id", "wire_bytes", "loss", "num_examples", "cosines")
-    return {**{name: getattr(up, name) for name in names}, "length": up.payload.wire_bytes}
+    return {**{name: getattr(up, name) for name in names}, "lengths": [payload.wire_bytes for payload in up.payloads]}

@@ -6,15 +6,16 @@ w + rho * d / ||d||, row by row.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedsynsam.fl.flat import Batch, RowBatch, RowModel
 from fedsynsam.fl.steps import Steps
+from fedsynsam.ops import sam_perturb
 
 
 @dataclass(frozen=True)
@@ -26,38 +27,38 @@ class Direction:
     beta: float = 1.0
 
 
-class Perturbation(Protocol):
+class Perturbation(ABC):
     """A source of directions for R clients in one round."""
 
+    @abstractmethod
     def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
         """The direction at `model.weights`, or None for plain steps. May overwrite `model.gradient`."""
 
     def tensors(self) -> list[Tensor]:
         """What tells one round's source from another's of the same class and options."""
+        return []
+
+    def results(self) -> list[Tensor]:
+        """What the steps of the round made of the clients' own vectors, [R, P] each."""
+        return []
 
 
-class NoPerturbation:
+class NoPerturbation(Perturbation):
     """FedAvg: every step is plain."""
 
     def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
         return None
 
-    def tensors(self) -> list[Tensor]:
-        return []
 
-
-class LocalGradient:
+class LocalGradient(Perturbation):
     """FedSAM: d = the gradient of the client's own batch (Qu et al. 2022, arXiv 2206.02618)."""
 
     def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
         model.backward_each(batch)
         return Direction(model.gradient)
 
-    def tensors(self) -> list[Tensor]:
-        return []
 
-
-class PreviousUpdate:
+class PreviousUpdate(Perturbation):
     """FedLESAM: d = w_t − w at the client's last active round, reversed (Fan et al. 2024, arXiv 2405.18890).
 
     With u = w_last − w_t this is the descent that the server made since, so that −u ascends: d = w_last − w_t.
@@ -74,7 +75,34 @@ class PreviousUpdate:
         return [self._rows]
 
 
-class FixedSet:
+class Consensus(Perturbation):
+    """FedSMOO: d = g − μ_i − s, ε = ρ d / ‖d‖, μ_i ← μ_i + ε − s (Sun et al. 2023, arXiv 2305.11584).
+
+    The duals μ_i [R, P] pull each client's perturbation towards the one `agreed` on by all, s [P].
+    """
+
+    def __init__(self, mu: Tensor, agreed: Tensor, rho: float) -> None:
+        self._before, self._agreed, self._rho = mu, agreed, rho
+        self._zeros = torch.zeros_like(mu)
+        self._mu: Tensor | None = None
+
+    def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
+        model.backward_each(batch)
+        if step == 0:
+            self._mu = self._before.clone()
+        assert self._mu is not None
+        direction = model.gradient - self._mu - self._agreed
+        self._mu += sam_perturb(self._zeros, direction, rho=self._rho) - self._agreed
+        return Direction(direction)
+
+    def tensors(self) -> list[Tensor]:
+        return [self._before, self._agreed]
+
+    def results(self) -> list[Tensor]:
+        return [] if self._mu is None else [self._mu]
+
+
+class FixedSet(Perturbation):
     """FedSynSAM (and `realset`): d = beta * gradient of a small shared set + (1 - beta) * local gradient.
 
     With `once` the shared gradient is taken at the first step only (`refresh = round`).
@@ -100,7 +128,7 @@ class FixedSet:
         return list(self._shared)
 
 
-class FreshData:
+class FreshData(Perturbation):
     """`oracle`: d = the gradient of fresh batches (`steps`) of the whole training set, which no real client can see."""
 
     def __init__(self, steps: Steps) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 from torch import Tensor
 
+from fedsynsam.fl import memory as rules
 from fedsynsam.fl.algorithm import PRESETS, Knowledge
 from fedsynsam.fl.client import Upload
 from fedsynsam.fl.config import RunConfig
@@ -21,12 +22,13 @@ from fedsynsam.wire import aggregate
 
 @dataclass
 class ServerState:
-    """All that a run carries from one round to the next, but for the clients' residuals."""
+    """All that a run carries from one round to the next, but for the clients' records."""
 
     weights: Tensor  # [P]
     round: int = 0  # finished rounds
     previous: Tensor | None = None  # [P], the weights one round earlier
-    evidence: Evidence | None = None  # what the synthetic set is learned from (fedsynsam)
+    memory: dict[str, Tensor] = field(default_factory=dict)  # vectors [P] that the algorithm keeps (`memory`)
+    evidence: Evidence | None = None  # what the synthetic set is learned from (fedsynsam, dynafed)
     last_round: dict[int, int] = field(default_factory=dict)  # client -> `round` when it was last asked (fedlesam)
     starts: dict[int, Tensor] = field(default_factory=dict)  # round -> weights [P] then, if somebody's last
     synthetic: SyntheticSet | None = None
@@ -41,8 +43,8 @@ class Server:
         self.config = config
         self.state = ServerState(weights)
         self._real_set = shared
-        self._kind = PRESETS[config.algorithm].perturbation
-        if self._kind == "synthetic":
+        self._preset = PRESETS[config.algorithm]
+        if self._preset.learns_a_set:
             self.state.evidence = Evidence(window=config.synthetic_window)
             self.state.evidence.add(0, weights)
         self._holders_of: Counter[int] = Counter()
@@ -57,18 +59,26 @@ class Server:
         rng = stream(self.config.seed, COHORT, round_number)
         return sorted(rng.choice(self.config.clients, self.config.cohort_size, replace=False).tolist())
 
-    def knowledge(self, client_ids: Sequence[int]) -> Knowledge:
-        """What the clients are sent at the start of a round, together with what they kept from their last one."""
+    def start(self) -> Tensor:
+        """The weights [P] that clients start from: w, or with server-side SAM w − ρ Δ̄ / ‖Δ̄‖, Δ̄ the last mean update."""
+        state = self.state
+        if self._preset.server_step == "sam" and "update" in state.memory:
+            return rules.ahead(state.weights, -state.memory["update"], self.config.rho or 0.0)
+        return state.weights
+
+    def knowledge(self, client_ids: Sequence[int], own: Sequence[Mapping[str, Tensor]]) -> Knowledge:
+        """What the clients are sent at the start of a round, together with what they kept; `own` are their vectors."""
         state = self.state
         shared = state.synthetic.batch if state.synthetic is not None else self._real_set
         last = [state.last_round.get(client) for client in client_ids]
-        return Knowledge(state.weights, [None if number is None else state.starts[number] for number in last], shared)
+        starts = [None if number is None else state.starts[number] for number in last]
+        return Knowledge(self.start(), starts, shared, state.memory, own)
 
     def needs_synthesis(self) -> bool:
         """Whether the synthetic set should be learned, or renewed, before the next round."""
         state = self.state
         since_start = state.round - self.config.synthetic_start
-        if self._kind != "synthetic" or since_start < 0:
+        if not self._preset.learns_a_set or since_start < 0:
             return False
         if state.synthetic is not None and state.synthetic_round == state.round:
             return False  # learned, and then the round was interrupted
@@ -80,27 +90,43 @@ class Server:
         self.state.synthetic, self.state.synthetic_round = synthetic, self.state.round
 
     def downlink_bytes(self, cohort: list[int]) -> int:
-        """Bytes that the cohort is sent: dense weights each, and the synthetic set where a client lacks the latest."""
-        state = self.state
-        total = len(cohort) * state.weights.numel() * state.weights.element_size()
-        if state.synthetic is not None:
-            stale = [client for client in cohort if state.holders.get(client) != state.synthetic_round]
-            total += len(stale) * state.synthetic.num_bytes
+        """Bytes that the cohort is sent: dense vectors each, and the synthetic set where a client lacks the latest."""
+        vectors = [self.state.weights, *rules.sent_vectors(self.state.memory)]
+        total = len(cohort) * sum(vector.numel() * vector.element_size() for vector in vectors)
+        if (synthetic := self._broadcast) is not None:
+            stale = [client for client in cohort if self.state.holders.get(client) != self.state.synthetic_round]
+            total += len(stale) * synthetic.num_bytes
         return total
 
-    def finish_round(self, uploads: list[Upload]) -> None:
-        """Add the mean update, weighted by examples, to the global weights; note what the clients now have."""
-        state, cohort = self.state, [up.client_id for up in uploads]
-        if state.synthetic is not None:
+    @property
+    def _broadcast(self) -> SyntheticSet | None:
+        """The synthetic set, if clients need it."""
+        return self.state.synthetic if self._preset.perturbation == "synthetic" else None
+
+    def finish_round(self, uploads: list[Upload], finetune: Callable[[Tensor], Tensor]) -> None:
+        """Take the server's step, w ← w + server_lr · Δ̄ [+ h], and note what the clients now have.
+
+        Δ̄ is the mean update, weighted by examples; h the mean dual of all clients, for a dual-corrected step.
+        `finetune` gives the weights after fine-tuning on the synthetic set; it is called where that is the server step.
+        """
+        state, cohort, kind = self.state, [up.client_id for up in uploads], self._preset.server_step
+        payloads = [up.payload for up in uploads]
+        if self._broadcast is not None:
             state.holders.update(dict.fromkeys(cohort, state.synthetic_round))
-        if self._kind == "previous":
+        if self._preset.perturbation == "previous":
             self._note_start(cohort)
-        mean = aggregate([up.payload for up in uploads], weights=[up.num_examples for up in uploads])
-        state.previous = state.weights
-        state.weights = state.weights + self.config.server_lr * cast(Tensor, mean)
+        mean = cast(Tensor, aggregate(payloads, weights=[up.num_examples for up in uploads]))
+        duals = [up.mu for up in uploads if up.mu is not None]
+        state.memory = rules.next_of_server(self.config, state.memory, mean, payloads, duals)
+        weights = state.weights + self.config.server_lr * mean
+        if kind in ("dual", "sam"):
+            weights = weights + state.memory["dual"]
+        if kind == "finetune" and state.synthetic is not None:
+            weights = finetune(weights)
+        state.previous, state.weights = state.weights, weights
         state.round += 1
         if state.evidence is not None:
-            state.evidence.add(state.round, state.weights, [up.payload for up in uploads])
+            state.evidence.add(state.round, state.weights, payloads)
 
     def _note_start(self, cohort: list[int]) -> None:
         """The cohort starts from the present weights; forget those that were last for nobody else."""

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from fedsynsam.compress import compressor as build_compressor
-from fedsynsam.errors import ArgumentError, CheckpointError, ConfigError, NonFiniteError
-from fedsynsam.fl.algorithm import PRESETS, perturbation_for, real_set, resolve
+from fedsynsam.errors import ArgumentError, CheckpointError, ConfigError
+from fedsynsam.fl.algorithm import PRESETS, real_set, resolve
 from fedsynsam.fl.checkpoint import Checkpoint
-from fedsynsam.fl.client import LocalRound, Upload, send
+from fedsynsam.fl.client import Upload
 from fedsynsam.fl.config import RunConfig, config_json
-from fedsynsam.fl.correction import Correction
-from fedsynsam.fl.cosines import Probe, held_out_sample, mean_cosines
+from fedsynsam.fl.cosines import held_out_sample, mean_cosines
 from fedsynsam.fl.data import load_dataset
 from fedsynsam.fl.distributed import Group, local_rank
 from fedsynsam.fl.engine import Choice, captures, choose, groups
@@ -29,17 +26,19 @@ from fedsynsam.fl.evaluation import evaluate, summarise
 from fedsynsam.fl.exchange import exchange
 from fedsynsam.fl.flat import flat_weights
 from fedsynsam.fl.interrupts import Interrupted, Interrupts
+from fedsynsam.fl.machine import choose_device, one_thread_each, thread_count
+from fedsynsam.fl.memory import vectors_of_clients
 from fedsynsam.fl.metrics import OnRound, OnStep, RoundMetrics, RunResult, StepProgress
 from fedsynsam.fl.models import build_model
 from fedsynsam.fl.partition import partition
-from fedsynsam.fl.residuals import Residuals, ResidualStore, choose_place, residual_note
+from fedsynsam.fl.records import Records, RecordStore, choose_place, record_bytes, record_note
 from fedsynsam.fl.runfolder import RunFolder, differing_key, stored_engine
 from fedsynsam.fl.server import Server
 from fedsynsam.fl.sharpness import Sharpness
-from fedsynsam.fl.steps import Steps, draw
-from fedsynsam.fl.streams import BATCHES, COMPRESSION, PARTITION, WEIGHTS, number, stream
+from fedsynsam.fl.streams import PARTITION, WEIGHTS, number, stream
 from fedsynsam.fl.synthesis import SyntheticSet, learn
 from fedsynsam.fl.tensorfile import TensorFolder, pack, unpack
+from fedsynsam.fl.training import Training, finetune
 from fedsynsam.fl.workers import Worker, WorkerPool
 
 SHARPNESS_EVERY = 5  # evaluations: a measurement costs as much as several rounds
@@ -79,7 +78,7 @@ class Simulation:
     ) -> RunResult:
         """Run all rounds; `on_round` sees each round's metrics, `on_step` the progress within long work.
 
-        `on_note` is told, before the first round, which engine trains and what the clients' residuals will take. Of
+        `on_note` is told, before the first round, which engine trains and what the clients' state will take. Of
         several processes all call this, and rank 0 alone calls back. On a CPU the sequential engine's result is the
         same, byte for byte, for every number of threads and processes.
 
@@ -104,8 +103,9 @@ class Simulation:
 
     def _tell(self, on_note: Callable[[str], None]) -> None:
         on_note(self._choice.note)
-        if not self._residuals.empty:
-            on_note(residual_note(self.config, self._server.state.weights.numel(), self._residuals.store.place))
+        if not self._records.empty:
+            store = self._records.store
+            on_note(record_note(self.config, self._server.state.weights.numel(), store.names, store.place))
 
     def _set_up(self) -> None:
         config = self.config
@@ -164,12 +164,24 @@ class Simulation:
         self._remove_scratch()
         scratch = TensorFolder(self._scratch) if self._scratch is not None else files
         weights = server.state.weights
-        place = choose_place(self.config, weights.numel(), self._device, group, self.out is not None)
-        self._residuals = Residuals(ResidualStore(place, weights, scratch), self._compressor, weights, group)
+        names = vectors_of_clients(self.config, self._compressor.residual)
+        need = record_bytes(self.config, weights.numel(), len(names))
+        place = choose_place(self.config, need, self._device, group, self.out is not None)
+        self._records = Records(RecordStore(place, names, weights, scratch), weights, group)
+        self._training = Training(
+            self.config,
+            self._compressor,
+            self._dataset,
+            self._parts,
+            server,
+            self._records,
+            self._real_set,
+            self._held_out,
+        )
         self._checkpoint = Checkpoint(files, group)
         if self.out is None:
             return
-        if (state := self._checkpoint.load(server.state, self._residuals)) is not None:
+        if (state := self._checkpoint.load(server.state, self._records)) is not None:
             server.restore(state)
         if self._folder is not None:
             # rounds after the last checkpoint are run again, to the same numbers
@@ -183,7 +195,7 @@ class Simulation:
 
     @property
     def _scratch(self) -> Path | None:
-        """Where a rank other than 0 keeps residuals that shall lie on disk."""
+        """Where a rank other than 0 keeps records that shall lie on disk."""
         return None if self.out is None or self._group.rank == 0 else self.out / f"rank-{self._group.rank}"
 
     def _remove_scratch(self) -> None:
@@ -220,7 +232,7 @@ class Simulation:
         if self._folder is not None:
             self._folder.sync_metrics()
         if self.out is not None:
-            self._checkpoint.save(self._server.state, self._residuals)
+            self._checkpoint.save(self._server.state, self._records)
 
     def _check_interrupts(self) -> None:
         """Give the round up if a signal came; ranks finish it instead, because they stop together."""
@@ -246,6 +258,19 @@ class Simulation:
         tensors, _ = unpack(self._group.on_first(work), "the synthetic set", self._device)
         self._server.adopt(SyntheticSet(**tensors))
 
+    def _finetune(self, weights: Tensor) -> Tensor:
+        """Weights after fine-tuning on the synthetic set, by rank 0 for every rank."""
+        synthetic, steps = self._server.state.synthetic, self.config.finetune_steps
+
+        def tune(worker: Worker, learned: SyntheticSet) -> Tensor:
+            return finetune(worker, weights, learned.batch, float(learned.log_rate.exp()), steps)
+
+        def work() -> bytes:
+            assert synthetic is not None
+            return pack({"weights": self._pool.map(tune, [synthetic])[0]})
+
+        return unpack(self._group.on_first(work), "the fine-tuned weights", self._device)[0]["weights"]
+
     def _round(self, on_step: OnStep | None) -> tuple[RoundMetrics, int | None]:
         """One round: its metrics, and the signal that asked any rank to stop."""
         started = time.perf_counter()
@@ -256,12 +281,17 @@ class Simulation:
         current = state.round + 1
         cohort = server.cohort(current)
         downlink = server.downlink_bytes(cohort)
-        own = self._residuals.place(cohort)
+        own = self._records.place(cohort)
+        probing = config.cosines and self._evaluates(current)
+
+        def train_group(worker: Worker, client_ids: list[int]) -> list[Upload]:
+            self._check_interrupts()
+            return self._training.clients(worker, client_ids, probing=probing)
 
         def train() -> list[Upload]:
             # those with the most work first, so that no thread is left alone with a long one at the end
             order = sorted(own, key=lambda client: -len(self._parts[client]))
-            results = self._pool.map(self._clients, groups(order, self._choice, self._pool.threads))
+            results = self._pool.map(train_group, groups(order, self._choice, self._pool.threads))
             return sorted((upload for result in results for upload in result), key=lambda up: up.client_id)
 
         uploads, stop = exchange(
@@ -271,9 +301,9 @@ class Simulation:
             self._compressor.spec,
             lambda: self._interrupts.signum,
         )
-        server.finish_round(uploads)
-        states = {up.client_id: up.state for up in uploads}
-        self._residuals.keep(cohort, {client: states[client] for client in own}, current)
+        server.finish_round(uploads, self._finetune)
+        records = {up.client_id: up.record for up in uploads}
+        self._records.keep(cohort, {client: records[client] for client in own}, current)
         accuracy = loss = sharpness = None
         if self._evaluates(current):
             accuracy, loss = evaluate(self._pool, state.weights, self._dataset, self._group)
@@ -296,76 +326,3 @@ class Simulation:
 
     def _evaluates(self, round_number: int) -> bool:
         return round_number % self.config.eval_every == 0 or round_number == self.config.rounds
-
-    def _clients(self, worker: Worker, client_ids: list[int]) -> list[Upload]:
-        """Train a group of clients and take their updates over the wire."""
-        self._check_interrupts()
-        config, state = self.config, self._server.state
-        current = state.round + 1
-        draws = [
-            draw(self._parts[client], config, stream(config.seed, BATCHES, current, client)) for client in client_ids
-        ]
-        knowledge = self._server.knowledge(client_ids)
-        work = LocalRound(
-            Steps(self._dataset, draws, None if self._choice.engine == "sequential" else config.batch_size),
-            perturbation_for(config, knowledge, self._dataset, current, client_ids),
-            Correction(),
-        )
-        probing = config.cosines and self._evaluates(current)
-        probes = [self._probe(worker) for _ in client_ids] if probing else []
-        updates, losses = worker.train(state.weights, work, config, probes)
-        before = [self._residuals.get(client) for client in client_ids]
-        seeds = [number(config.seed, COMPRESSION, current, client) for client in client_ids]
-        try:
-            sent = send(self._compressor, updates, before, seeds=seeds, encode=config.encode)
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"client {client_ids[error.row]} diverged in round {current} ({error}); use a smaller lr or rho"
-            ) from error
-        cosines = [probe.result for probe in probes] or [{} for _ in client_ids]
-        return [
-            Upload(client, payload, wire_bytes, after, loss, len(self._parts[client]), own)
-            for client, (payload, after, wire_bytes), loss, own in zip(
-                client_ids, sent, losses.tolist(), cosines, strict=True
-            )
-        ]
-
-    def _probe(self, worker: Worker) -> Probe:
-        state = self._server.state
-        sets = {"real": self._real_set}
-        if state.synthetic is not None:
-            sets["synthetic"] = state.synthetic.batch
-        return Probe(worker.single, self._held_out, state.weights, state.previous, sets)
-
-
-@contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Inside, PyTorch's operators use one thread: a client is a thread, and results cannot depend on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def choose_device(name: str, local_rank: int | None) -> torch.device:
-    """The device called `name`; "auto" is CUDA where there is one. Raises `ConfigError` when it is not there.
-
-    Of several processes on a machine each takes a GPU of its own, unless `name` gives a number.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = torch.device(("cuda" if count else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and device.index is None and local_rank is not None:
-        device = torch.device("cuda", local_rank)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(f"device: {name!r} is not there (PyTorch sees {count} CUDA devices); use cpu or auto")
-    return device
-
-
-def thread_count(config: RunConfig, device: torch.device, group: Group) -> int:
-    """Clients trained at a time: as many as asked for or as there are cores for this process; one on a GPU."""
-    if device.type != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(config.threads or max(1, cores // group.local_size), -(-config.cohort_size // group.size))

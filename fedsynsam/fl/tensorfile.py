@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedsynsam.errors import CheckpointError
 
-VERSION, ENTRY = "2", "fedsynsam"
+VERSION, ENTRY = "3", "fedsynsam"
 SYNC_THREADS = 16
 
 

@@ -44,7 +44,7 @@ class Worker:
 
     def train(
         self, start: Tensor, work: LocalRound, config: RunConfig, probes: Sequence[Probe] = ()
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """`client.train` in this worker's buffers."""
         rows = self.rows(len(work.steps.sizes))
         if self._recorder is None or probes:

@@ -15,6 +15,7 @@ from fedsynsam.fl.flat import Batch, flat_weights
 from fedsynsam.fl.models import build_model
 from fedsynsam.fl.perturbation import FixedSet, LocalGradient, NoPerturbation, PreviousUpdate
 from fedsynsam.fl.steps import Steps, draw
+from fedsynsam.fl.training import finetune
 from fedsynsam.fl.workers import Worker, WorkerPool
 
 CPU = torch.device("cpu")
@@ -119,6 +120,16 @@ def test_refresh_decides_where_the_synthetic_gradient_is_taken(once) -> None:
         direction = first if once else problem.gradient(weights, shared)
         weights = weights - LR * problem.gradient(weights + RHO * direction / np.linalg.norm(direction), batch)
     np.testing.assert_allclose(update, weights - problem.weights, atol=1e-6)
+
+
+def test_dynafeds_server_descends_on_its_set() -> None:
+    problem, shared = Softmax(), Softmax.batch(1)
+    start = problem.weights + 0.5
+    tuned = finetune(Worker(problem.module, CPU), torch.from_numpy(start).float().view(-1), shared, rate=0.3, steps=3)
+    weights = start
+    for _ in range(3):
+        weights = weights - 0.3 * problem.gradient(weights, shared)
+    np.testing.assert_allclose(tuned.numpy().reshape(2, 4), weights, atol=1e-6)
 
 
 def test_momentum_and_weight_decay() -> None:

@@ -49,7 +49,7 @@ def test_unknown_key_names_the_closest() -> None:
 
 
 def test_unknown_algorithm_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"algorithm: unknown value 'fedfoo'; known: fedsynsam, fedavg, fedsam"):
+    with pytest.raises(ConfigError, match=f"algorithm: unknown value 'fedfoo'; known: {', '.join(ALGORITHMS)}"):
         RunConfig(algorithm="fedfoo")
 
 

@@ -129,7 +129,7 @@ while True:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, so that each attempt need not import PyTorch")
-@pytest.mark.parametrize(("algorithm", "store"), [("fedsynsam", "host"), ("fedlesam", "disk")])
+@pytest.mark.parametrize(("algorithm", "store"), [("fedsynsam", "host"), ("fedlesam-d", "disk"), ("fedsmoo", "host")])
 def test_killed_twenty_times_a_run_ends_the_same(tiny_config: RunConfig, tmp_path, algorithm, store) -> None:
     changes = {"residual_store": store, "rounds": 300, "eval_every": 20, "checkpoint_every": 3, "synthetic_every": 40}
     config = tiny_config.replace(algorithm=algorithm, **changes)
@@ -160,7 +160,7 @@ def test_a_line_cut_off_by_a_crash_is_repaired_and_other_damage_is_named(tiny_co
 
 def test_a_damaged_file_of_a_checkpoint_is_named(tiny_config: RunConfig, tmp_path) -> None:
     config = tiny_config.replace(algorithm="fedlesam", participation=1.0)
-    for kind in ("state", "residual", "weights"):
+    for kind in ("state", "client", "weights"):
         out = tmp_path / kind
         Simulation(config.replace(rounds=2), out).run()
         stored = json.loads((out / "config.json").read_text())

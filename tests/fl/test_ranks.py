@@ -17,12 +17,12 @@ import torch
 from fedsynsam.cli import main
 from fedsynsam.errors import ConfigError, NonFiniteError
 from fedsynsam.fl.compare import options_of
-from fedsynsam.fl.config import ALGORITHMS, RunConfig
+from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.distributed import Group
-from fedsynsam.fl.residuals import assign
+from fedsynsam.fl.records import assign
 from fedsynsam.fl.simulation import Simulation
 
-from .test_simulation import lines
+from .test_simulation import EVERY_CHOICE, lines
 
 
 class ThreadGroup(Group):
@@ -76,7 +76,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert files(one) == files(other)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", EVERY_CHOICE)
 def test_the_number_of_ranks_changes_no_bit(tiny_config: RunConfig, tmp_path, algorithm) -> None:
     config = tiny_config.replace(algorithm=algorithm, cosines=True, sharpness=True)
     Simulation(config, tmp_path / "1").run()
@@ -178,7 +178,7 @@ def test_processes_over_gloo_change_no_bit(tiny_config: RunConfig, tmp_path) -> 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes of ranks in /proc")
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_run_which_goes_on_with_other_numbers_of_them(tiny_config, tmp_path, lost) -> None:
-    config = tiny_config.replace(rounds=400, eval_every=50, algorithm="fedlesam", checkpoint_every=7)
+    config = tiny_config.replace(rounds=400, eval_every=50, algorithm="fedlesam-s", checkpoint_every=7)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     Simulation(config, whole).run()
 

@@ -1,4 +1,4 @@
-"""Residuals: the same numbers wherever they lie, as many as clients took part, and found again after a crash."""
+"""Clients' records: the same numbers wherever they lie, as many as clients took part, and found again after a crash."""
 
 from pathlib import Path
 
@@ -6,12 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
-import fedsynsam as fs
 from fedsynsam.errors import CheckpointError, ConfigError
-from fedsynsam.fl import residuals
+from fedsynsam.fl import records
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.distributed import Group
-from fedsynsam.fl.residuals import Residuals, ResidualStore, choose_place, residual_bytes, residual_note
+from fedsynsam.fl.records import Records, RecordStore, choose_place, record_bytes, record_note
 from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.tensorfile import TensorFolder, pack, unpack
 
@@ -51,23 +50,23 @@ def test_a_run_goes_on_with_another_store(tiny_config: RunConfig, tmp_path) -> N
 def test_what_is_kept_follows_the_law(tmp_path: Path, place) -> None:
     """One residual a client that took part, and on disk one more where the checkpoint has an older one."""
     like, folder = torch.zeros(50), TensorFolder(tmp_path)
-    compressor = fs.compressor("topk:0.1")
-    kept = Residuals(ResidualStore(place, like, folder), compressor, like, Group())
-    assert torch.equal(kept.get(3).residual, like)
+    kept = Records(RecordStore(place, ("residual", "dual"), like, folder), like, Group())
+    assert torch.equal(kept.get(3)["residual"], like)
     generator = torch.Generator().manual_seed(0)
     for number in range(1, 9):
         cohort = [number % 3, 5]
         assert kept.place(cohort) == cohort
-        states = {c: compressor.compress(torch.randn(50, generator=generator), kept.get(c), seed=c)[1] for c in cohort}
-        kept.keep(cohort, states, number)
-        assert all(torch.equal(kept.get(c).residual, states[c].residual) for c in cohort)
-        assert [kept.get(c).step for c in cohort] == [states[c].step for c in cohort]
+        left = {c: {name: torch.randn(50, generator=generator) for name in ("residual", "dual")} for c in cohort}
+        times = [kept.times(c) for c in cohort]
+        kept.keep(cohort, left, number)
+        assert all(torch.equal(kept.get(c)[name], left[c][name]) for c in cohort for name in left[c])
+        assert [kept.times(c) for c in cohort] == [before + 1 for before in times]
         if number == 4:
             folder.sync(kept.write_changed(folder))
             kept.checkpointed(folder)
     names = {path.stem for path in tmp_path.iterdir()}
-    saved = {"residual-0-round-3", "residual-1-round-4", "residual-2-round-2", "residual-5-round-4"}
-    latest = {"residual-0-round-6", "residual-1-round-7", "residual-2-round-8", "residual-5-round-8"}
+    saved = {"client-0-round-3", "client-1-round-4", "client-2-round-2", "client-5-round-4"}
+    latest = {"client-0-round-6", "client-1-round-7", "client-2-round-8", "client-5-round-8"}
     assert names == (saved | latest if place == "disk" else saved)
     assert len(kept.store._held) == (0 if place == "disk" else 4)
     kept.write_changed(folder)
@@ -77,17 +76,17 @@ def test_what_is_kept_follows_the_law(tmp_path: Path, place) -> None:
 
 
 def test_a_row_of_a_matrix_does_not_keep_the_matrix() -> None:
-    store = ResidualStore("host", torch.zeros(8), None)
+    store = RecordStore("host", ("residual",), torch.zeros(8), None)
     matrix = torch.arange(80.0).view(10, 8)
-    store.put(0, 1, matrix[3], None)
-    assert torch.equal(store.get(0, 1), matrix[3])
-    assert store.get(0, 1).untyped_storage().nbytes() == 4 * 8
+    store.put(0, 1, {"residual": matrix[3]}, None)
+    assert torch.equal(store.get(0, 1)["residual"], matrix[3])
+    assert store.get(0, 1)["residual"].untyped_storage().nbytes() == 4 * 8
 
 
 def test_clients_that_never_took_part_take_nothing(tiny_config: RunConfig, tmp_path) -> None:
     config = tiny_config.replace(clients=48, participation=1 / 48, alpha=100.0, rounds=4, residual_store="disk")
     Simulation(config, tmp_path / "run").run()
-    assert sum(name.startswith("residual") for name in files(tmp_path / "run")) <= 4
+    assert sum(name.startswith("client") for name in files(tmp_path / "run")) <= 4
     Simulation(config.replace(compressor="quantize:4"), tmp_path / "none").run()
     assert list(files(tmp_path / "none")) == ["state.safetensors"], "no residual, no file"
 
@@ -100,17 +99,19 @@ def test_the_law_is_printed(tiny_config: RunConfig) -> None:
     Simulation(tiny_config.replace(compressor="none")).run(on_note=notes.append)
     assert len(notes) == 3, "nothing to say where there are no residuals"
     big = RunConfig(clients=10_000, participation=0.001, rounds=5_000)
-    assert residual_bytes(big, 37_610) == 10_000 * 37_610 * 4 < 24 * 2**30 / 10
-    assert residual_bytes(big.replace(rounds=3), 37_610) == 30 * 37_610 * 4, "no more than ever take part"
-    assert "10,000 clients x 37,610 values x 4 bytes = at most 1,504.4 MB" in residual_note(big, 37_610, "host")
+    assert record_bytes(big, 37_610, 1) == 10_000 * 37_610 * 4 < 24 * 2**30 / 10
+    assert record_bytes(big.replace(rounds=3), 37_610, 1) == 30 * 37_610 * 4, "no more than ever take part"
+    assert "10,000 clients x 37,610 values x 4 bytes = at most 1,504.4 MB" in record_note(
+        big, 37_610, ("residual",), "host"
+    )
 
 
 def test_auto_takes_what_fits(tiny_config: RunConfig, monkeypatch) -> None:
-    need = residual_bytes(tiny_config, 1000)
+    need = record_bytes(tiny_config, 1000, 1)
 
     def place(free: float, on_disk: bool = True, group: Group | None = None) -> str:
-        monkeypatch.setattr(residuals, "available_memory", lambda: int(free))
-        return choose_place(tiny_config, 1000, CPU, group or Group(), on_disk)
+        monkeypatch.setattr(records, "available_memory", lambda: int(free))
+        return choose_place(tiny_config, need, CPU, group or Group(), on_disk)
 
     assert place(2 * need) == "host"
     assert place(2 * need - 1) == "disk"
@@ -118,9 +119,9 @@ def test_auto_takes_what_fits(tiny_config: RunConfig, monkeypatch) -> None:
     two_machines = Group()
     two_machines.size = 2
     assert place(need, group=two_machines) == "host", "each machine has half of them"
-    assert choose_place(tiny_config.replace(residual_store="device"), 1000, CPU, Group(), True) == "host"
+    assert choose_place(tiny_config.replace(residual_store="device"), need, CPU, Group(), True) == "host"
     monkeypatch.undo()
-    assert 2**20 < residuals.available_memory() < 2**50
+    assert 2**20 < records.available_memory() < 2**50
 
 
 def test_a_store_on_disk_needs_a_folder(tiny_config: RunConfig) -> None:
@@ -132,12 +133,14 @@ def test_a_store_on_disk_needs_a_folder(tiny_config: RunConfig) -> None:
 
 def test_a_residual_of_another_size_is_refused(tmp_path: Path) -> None:
     folder = TensorFolder(tmp_path)
-    folder.write("residual-1-round-2", pack({"residual": torch.zeros(7)}))
-    store = ResidualStore("disk", torch.zeros(8), folder)
-    with pytest.raises(CheckpointError, match=r"residual-1-round-2.safetensors does not hold a residual of 8 values"):
+    folder.write("client-1-round-2", pack({"residual": torch.zeros(7)}))
+    store = RecordStore("disk", ("residual",), torch.zeros(8), folder)
+    with pytest.raises(
+        CheckpointError, match=r"client-1-round-2.safetensors does not hold 8 values for each of residual"
+    ):
         store.get(1, 2)
     store.saved[1] = 2
-    with pytest.raises(CheckpointError, match=r"residual-1-round-2.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"client-1-round-2.safetensors is damaged"):
         store.check_saved()
 
 

@@ -1,0 +1,41 @@
+"""Model, data and local training, as any Flower app has them."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from fedsynsam.fl.data import load_dataset
+from fedsynsam.fl.models import build_model
+from fedsynsam.fl.partition import partition
+
+torch.set_num_threads(1)
+
+
+@lru_cache
+def data():
+    return load_dataset("fashion-mnist-subset")
+
+
+@lru_cache
+def parts(number, seed):
+    """The examples of each client; few of them see all labels."""
+    return partition("dirichlet", data().y_train.numpy(), number, np.random.default_rng(seed), alpha=0.3)
+
+
+def new_model(name, seed=0):
+    return build_model(name, data().image_shape, data().classes, seed)
+
+
+def train(optimizer, examples, steps, rng):
+    """Local steps on batches of 32 drawn with replacement; the mean loss."""
+    total = 0.0
+    for _ in range(steps):
+        chosen = rng.choice(examples, 32)
+        total += float(optimizer.step(data().x_train[chosen], data().y_train[chosen])) / steps
+    return total
+
+
+@torch.no_grad()
+def accuracy(model):
+    return float((model(data().x_test[:]).argmax(dim=1) == data().y_test).float().mean())

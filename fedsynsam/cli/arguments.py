@@ -37,25 +37,19 @@ def parse(default: Command, argv: Sequence[str], prog: str) -> Command:
 
 def defaults_from(argv: Sequence[str]) -> RunConfig:
     """The configuration that the other options change: that of `--config FILE`, else the defaults."""
+    path = config_file(argv)
+    return RunConfig() if path is None else RunConfig.from_toml(path)
+
+
+def config_file(argv: Sequence[str]) -> Path | None:
+    """The FILE of `--config FILE`, if it is given."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config")
     try:
         path = finder.parse_known_args(list(argv))[0].config
     except argparse.ArgumentError:  # "--config" without a value: tyro says so
         path = None
-    return RunConfig() if path is None else RunConfig.from_toml(Path(path))
-
-
-def options_of(config: RunConfig) -> list[str]:
-    """The shortest command-line options that give `config` again."""
-    words: list[str] = []
-    defaults = RunConfig().to_dict()
-    for name, value in config.to_dict().items():
-        flag = name.replace("_", "-")
-        if value == defaults[name]:
-            continue
-        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return words
+    return None if path is None else Path(path)
 
 
 def _one_line(box: str) -> str:

@@ -1,12 +1,13 @@
-"""`fedsynsam compare`: algorithms x compressors x seeds, each cell a run of its own; then table, figures and page."""
+"""`fedsynsam compare`: algorithms x compressors x seeds (x a swept setting), each cell a run of its own."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -15,22 +16,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ..compress import compressor
 from ..errors import ConfigError, SpecError
 from ..fl.algorithm import resolve
-from ..fl.compare import Cell, run_cells
-from ..fl.config import ALGORITHMS, RunConfig
+from ..fl.compare import Cell, options_of, run_cells
+from ..fl.config import RunConfig
 from ..fl.runfolder import RunFolder
-from ..report.comparison import print_table, read_cells, write_comparison
+from ..report.comparison import print_table, write_comparison
+from ..report.groups import read_cells
 from ..report.page import why_no_page
 from ..report.runs import find_runs
-from .arguments import defaults_from, options_of, parse
+from ..report.text import value_text
+from .arguments import config_file, defaults_from, parse
 from .run import file_name
+from .study import algorithms_of, compare_table, rhos_of, seeds_of, split_specs, sweep_of
 
 
 @dataclass(frozen=True)
 class CompareCommand:
     """Algorithms x compressors x seeds. Repeat the command to go on: finished cells are kept.
 
-    Each cell is a run on one thread, in OUT/ALGORITHM/COMPRESSOR/seed-S. Written to OUT: results.csv, table.md,
-    headline.json, figures, report.html.
+    Each cell is a run on one thread, in OUT/ALGORITHM/COMPRESSOR/[KEY-VALUE/]seed-S. Written to OUT: results.csv,
+    table.md, headline.json, figures, report.html.
     """
 
     settings: tyro.conf.OmitArgPrefixes[RunConfig] = field(default_factory=RunConfig)
@@ -43,27 +47,27 @@ class CompareCommand:
     """A number of seeds (0, 1, …), or a comma list of them (`3,` is seed 3 alone)."""
     rhos: str = ""
     """Radius of single algorithms, `fedsam=0.1,fedsynsam=0.2`; the others take --rho or their own default."""
+    sweep: str = ""
+    """A setting and the values it takes in turn, `alpha=0.05,0.1,inf`: each makes cells of its own."""
     jobs: int | None = None
     """Cells at the same time; by default as many as there are cores."""
     config: Path | None = None
-    """TOML file with settings; options on the command line go before it."""
+    """TOML file with settings, and the lists above in a table [compare]; options on the command line go before it."""
     out: Path = Path("runs/compare")
     """Folder of the comparison."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `fedsynsam compare`; return 0, or 1 if a cell failed."""
-    for word in argv:
-        if word.split("=")[0] in ("--algorithm", "--compressor", "--seed"):
-            raise ConfigError(f"{word.split('=')[0]}: compare takes the list {word.split('=')[0]}s instead")
-    command = parse(CompareCommand(settings=defaults_from(argv)), argv, "fedsynsam compare")
+    command = command_of(argv)
     cells = cells_of(command)
     failures = _run(cells, command.jobs)
     for cell, reason in failures:
         print(f"fedsynsam: {cell.name} failed: {reason}", file=sys.stderr)
     finished = [run for cell in cells for run in (find_runs(cell.path) if cell.finished() else [])]
     if finished:
-        comparison = read_cells(finished)
+        sweep = sweep_of(command.sweep)
+        comparison = read_cells(finished, swept=sweep.key if sweep else None)
         written = write_comparison(comparison, command.out, command=shlex.join(["fedsynsam", "compare", *argv]))
         print_table(comparison, Console(highlight=False, soft_wrap=True))
         print("\n".join(map(str, written)))
@@ -72,75 +76,51 @@ def main(argv: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
+def command_of(argv: Sequence[str]) -> CompareCommand:
+    """The command that the words of `argv` make, with what their `--config FILE` says."""
+    for word in argv:
+        if word.split("=")[0] in ("--algorithm", "--compressor", "--seed"):
+            raise ConfigError(f"{word.split('=')[0]}: compare takes the list {word.split('=')[0]}s instead")
+    default = replace(CompareCommand(settings=defaults_from(argv)), **compare_table(config_file(argv)))
+    return parse(default, argv, "fedsynsam compare")
+
+
 def cells_of(command: CompareCommand) -> list[Cell]:
     """Every cell of the comparison, checked before any runs."""
-    rhos = _rhos(command.rhos)
-    cells: list[Cell] = []
-    for seed in _seeds(command.seeds):
-        for spec in split_specs(command.compressors):
-            try:
-                canonical = str(compressor(spec))
-            except SpecError as error:
-                raise ConfigError(f"compressors: {error}") from error
-            for algorithm in _names(command.algorithms):
-                changes: dict[str, object] = {"algorithm": algorithm, "compressor": canonical, "seed": seed}
-                if algorithm in rhos:
-                    changes["rho"] = rhos[algorithm]
-                config = resolve(command.settings.replace(**changes))
-                path = command.out / algorithm / file_name(canonical) / f"seed-{seed}"
-                if (path / "config.json").exists():
-                    RunFolder(path, config, resume=True)  # refuses a folder that holds a run of other settings
-                cells.append(
-                    Cell(f"{algorithm} {canonical} seed {seed}", path, config.rounds, tuple(options_of(config)))
-                )
-    return cells
+    rhos, sweep = rhos_of(command.rhos), sweep_of(command.sweep)
+    if rhos and sweep and sweep.key == "rho":
+        raise ConfigError("sweep: rho is the radius of all algorithms then; leave rhos empty")
+    return [
+        _cell(command, {"algorithm": algorithm, "compressor": spec, "seed": seed, **own_rho}, swept)
+        for seed in seeds_of(command.seeds)
+        for swept in ([{sweep.key: value} for value in sweep.values] if sweep else [{}])
+        for spec in _specs(command.compressors)
+        for algorithm in algorithms_of(command.algorithms)
+        for own_rho in ([{"rho": rhos[algorithm]}] if algorithm in rhos else [{}])
+    ]
 
 
-def split_specs(text: str) -> list[str]:
-    """Split a comma list of specs at the commas outside brackets."""
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char == "[") - (char == "]")
-        if char == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return [part.strip() for part in parts if part.strip()]
+def _cell(command: CompareCommand, changes: dict[str, Any], swept: dict[str, Any]) -> Cell:
+    """The cell of the settings with `changes` and `swept` made."""
+    config = resolve(command.settings.replace(**changes, **swept))
+    value = [f"{key}={value_text(value)}" for key, value in swept.items()]
+    folders = [config.algorithm, file_name(config.compressor), *map(file_name, value), f"seed-{config.seed}"]
+    path = command.out.joinpath(*folders)
+    if (path / "config.json").exists():
+        RunFolder(path, config, resume=True)  # refuses a folder that holds a run of other settings
+    name = " ".join([config.algorithm, config.compressor, *value, f"seed {config.seed}"])
+    return Cell(name, path, config.rounds, tuple(options_of(config.to_dict())))
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in ALGORITHMS:
-            raise ConfigError(f"algorithms: unknown value {name!r}; known: {', '.join(ALGORITHMS)}")
-    if not names:
-        raise ConfigError("algorithms: the list is empty")
-    return names
-
-
-def _seeds(text: str) -> list[int]:
+def _specs(text: str) -> list[str]:
+    """The canonical specs of a comma list of compressors, each once."""
     try:
-        seeds = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ConfigError(f"seeds: {text!r} is neither a number of seeds nor a comma list of them") from None
-    if "," not in text and len(seeds) == 1:
-        seeds = list(range(seeds[0]))
-    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
-        raise ConfigError(f"seeds: {text!r} must give at least one seed, none negative, none twice")
-    return seeds
-
-
-def _rhos(text: str) -> dict[str, float]:
-    rhos: dict[str, float] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = part.partition("=")
-        try:
-            rhos[_names(name)[0]] = float(value)
-        except ValueError as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"rhos: {part!r} is not ALGORITHM=NUMBER") from None
-    return rhos
+        specs = dict.fromkeys(str(compressor(spec)) for spec in split_specs(text))
+    except SpecError as error:
+        raise ConfigError(f"compressors: {error}") from error
+    if not specs:
+        raise ConfigError("compressors: the list is empty")
+    return list(specs)
 
 
 def _run(cells: list[Cell], jobs: int | None) -> list[tuple[Cell, str]]:

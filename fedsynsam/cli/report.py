@@ -10,8 +10,9 @@ from pathlib import Path
 import tyro
 
 from ..errors import ConfigError
-from ..report.comparison import read_cells, write_comparison
+from ..report.comparison import write_comparison
 from ..report.figures import save_curves
+from ..report.groups import read_cells
 from ..report.page import why_no_page
 from ..report.pictures import save_synthetic_picture
 from ..report.runs import Run, find_runs

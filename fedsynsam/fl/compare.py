@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from fedsynsam.fl.config import RunConfig
 
 POLL_SECONDS = 0.3
 
@@ -40,6 +42,18 @@ class Cell:
             return (self.path / "metrics.jsonl").read_bytes().count(b"\n")
         except FileNotFoundError:
             return 0
+
+
+def options_of(values: dict[str, Any]) -> list[str]:
+    """The shortest options of `fedsynsam run` that give the configuration `values` again."""
+    words: list[str] = []
+    defaults = RunConfig().to_dict()
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if value == defaults.get(name, value):  # of an older version's key nothing can be said any more
+            continue
+        words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return words
 
 
 @dataclass

@@ -46,7 +46,7 @@ class RunConfig:
     partition: str = "dirichlet"
     """How the training set is split over the clients: dirichlet (over labels), iid, or shards (of sorted labels)."""
     alpha: float = 0.1
-    """Concentration of the Dirichlet split: small means that a client sees few labels."""
+    """Concentration of the Dirichlet split: small means that a client sees few labels; inf: all alike."""
     shards_per_client: int = 2
     """Shards of sorted labels that a client gets (partition shards)."""
     clients: int = 50
@@ -147,8 +147,10 @@ class RunConfig:
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> RunConfig:
-        """A configuration from the TOML file at `path`, then `overrides`."""
-        return cls.from_dict({**read_toml(path), **overrides})
+        """A configuration from the TOML file at `path`, but for its table [compare], then `overrides`."""
+        values = read_toml(path)
+        values.pop("compare", None)  # which algorithms, compressors and seeds: for `fedsynsam compare` alone
+        return cls.from_dict({**values, **overrides})
 
     def replace(self, **changes: Any) -> RunConfig:
         """A copy with `changes` made and validated."""
@@ -244,6 +246,8 @@ def _check_ranges(config: RunConfig) -> None:
     for name, low, inclusive, high in rules:
         value = getattr(config, name)
         if value is None:
+            continue
+        if name == "alpha" and value == math.inf:  # every class split evenly
             continue
         if not (math.isfinite(value) and (value >= low if inclusive else value > low) and value <= high):
             bounds = f"{'at least' if inclusive else 'above'} {low}" + (f" and at most {high}" if high < 2**62 else "")

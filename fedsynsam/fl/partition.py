@@ -36,11 +36,19 @@ def partition(
 
 
 def _dirichlet(labels: np.ndarray, clients: int, rng: np.random.Generator, alpha: float) -> list[np.ndarray]:
-    """Each class is split by its own draw p ~ Dirichlet(alpha, …, alpha) over the clients, so sizes differ too."""
+    """Each class is split by its own draw p ~ Dirichlet(alpha, …, alpha) over the clients, so sizes differ too.
+
+    alpha = inf is the limit: p = 1/clients, so that all clients hold every class alike, to one example.
+    """
     by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for _ in range(DIRICHLET_DRAWS):
         owner = np.empty(len(labels), np.int64)
         for members in by_class:
+            if alpha == np.inf:
+                chunks = np.array_split(rng.permutation(members), clients)
+                for client, chunk in zip(rng.permutation(clients), chunks, strict=True):
+                    owner[chunk] = client
+                continue
             shares = rng.dirichlet(np.full(clients, alpha))
             if not np.isfinite(shares).all():  # a tiny alpha underflows to 0/0: the limit is one owner
                 shares = np.eye(clients)[rng.integers(clients)]

@@ -1,4 +1,4 @@
-"""A comparison's numbers: one row a cell, mean and spread over seeds, and the headline figure."""
+"""What a comparison leaves: results.csv, table.md, headline.json, figures, report.html, and a table in the terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..fl.tensorfile import write_atomically
-from .figures import save_comparison_figures
+from .comparison_figures import save_comparison_figures
+from .groups import Comparison, headlines
 from .page import comparison_page, why_no_page
-from .runs import Run
 from .text import bytes_text, percent
 
-BASELINES = ("fedavg", "fedsam", "fedlesam")
 COLUMNS = [
     "algorithm",
     "compressor",
@@ -53,79 +51,6 @@ COLUMNS = [
 ]
 
 
-@dataclass(frozen=True)
-class Group:
-    """The runs of one algorithm with one compressor over all seeds."""
-
-    algorithm: str
-    compressor: str
-    runs: tuple[Run, ...]
-
-    @property
-    def accuracies(self) -> list[float]:
-        """Each seed's accuracy: the mean over the evaluations of the last fifth of the rounds."""
-        return [run.summary["final_accuracy"] for run in self.runs]
-
-    @property
-    def mean(self) -> float:
-        """Mean accuracy over the seeds."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation of the accuracy over the seeds; None for a single seed."""
-        return statistics.stdev(self.accuracies) if len(self.runs) > 1 else None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All groups, in the order in which the runs were given."""
-
-    groups: tuple[Group, ...]
-
-    @property
-    def compressors(self) -> list[str]:
-        """The compressors, each once."""
-        return list(dict.fromkeys(group.compressor for group in self.groups))
-
-    @property
-    def algorithms(self) -> list[str]:
-        """The algorithms, each once."""
-        return list(dict.fromkeys(group.algorithm for group in self.groups))
-
-    def group(self, algorithm: str, compressor: str) -> Group | None:
-        """The group of `algorithm` with `compressor`, if it was run."""
-        found = [group for group in self.groups if (group.algorithm, group.compressor) == (algorithm, compressor)]
-        return found[0] if found else None
-
-
-def read_cells(runs: list[Run]) -> Comparison:
-    """Group finished runs by algorithm and compressor."""
-    grouped: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        grouped.setdefault((run.config["algorithm"], run.config["compressor"]), []).append(run)
-    return Comparison(tuple(Group(*key, tuple(members)) for key, members in grouped.items()))
-
-
-def headline(comparison: Comparison, compressor: str) -> dict[str, Any]:
-    """The share of the possible gain that FedSynSAM takes: (FedSynSAM − best)/(realset − best), of mean accuracies.
-
-    best = the best of FedAvg, FedSAM and FedLESAM; realset takes its perturbation from as many real images. The value
-    is None, with a `reason`, where a preset is missing or realset is no better than `best`.
-    """
-    means = {group.algorithm: group.mean for group in comparison.groups if group.compressor == compressor}
-    figures: dict[str, Any] = {"compressor": compressor, "accuracy": means, "value": None}
-    missing = [name for name in (*BASELINES, "fedsynsam", "realset") if name not in means]
-    if missing:
-        return {**figures, "reason": f"not run: {', '.join(missing)}"}
-    best = max(BASELINES, key=means.__getitem__)
-    figures["best"] = best
-    room = means["realset"] - means[best]
-    if room <= 0:
-        return {**figures, "reason": f"realset is no better than {best}: nothing to be gained"}
-    return {**figures, "value": (means["fedsynsam"] - means[best]) / room}
-
-
 def write_comparison(comparison: Comparison, out: Path, command: str | None = None) -> list[Path]:
     """Write results.csv, table.md, headline.json, the figures and report.html to `out`; return their paths.
 
@@ -137,24 +62,24 @@ def write_comparison(comparison: Comparison, out: Path, command: str | None = No
         write_atomically(command_file, command.encode() + b"\n")
     elif command_file.exists():
         command = command_file.read_text().strip()
-    headlines = [headline(comparison, compressor) for compressor in comparison.compressors]
-    table = markdown_table(comparison)
+    found = headlines(comparison)
     write_atomically(out / "results.csv", results_csv(comparison).encode())
-    write_atomically(out / "table.md", table.encode())
-    write_atomically(out / "headline.json", json.dumps(headlines, indent=2).encode() + b"\n")
+    write_atomically(out / "table.md", markdown_table(comparison).encode())
+    write_atomically(out / "headline.json", json.dumps(found, indent=2).encode() + b"\n")
     figures = save_comparison_figures(comparison, out)
     written = [out / "results.csv", out / "table.md", out / "headline.json", *figures]
     if why_no_page() is None:
-        page = comparison_page(comparison, [headline_text(entry) for entry in headlines], command)
+        page = comparison_page(comparison, [headline_text(entry) for entry in found], command)
         write_atomically(out / "report.html", page.encode())
         written.append(out / "report.html")
     return written
 
 
 def results_csv(comparison: Comparison) -> str:
-    """One row a cell, with what it takes to make it again."""
+    """One row a cell, with what it takes to make it again, and a column for a swept setting."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    columns = COLUMNS + [key for key in [comparison.swept] if key is not None and key not in COLUMNS]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for group in comparison.groups:
         for run in group.runs:
@@ -167,7 +92,10 @@ def results_csv(comparison: Comparison) -> str:
 
 
 def table_rows(comparison: Comparison) -> list[list[str]]:
-    """Header and rows: accuracy in percent (mean ± standard deviation over seeds) an algorithm and compressor."""
+    """Header and rows: accuracy in percent (mean ± standard deviation over seeds) an algorithm and compressor.
+
+    Of a comparison without a sweep, or of one of the `parts()` of a sweep.
+    """
     rows = [["accuracy, %", *comparison.compressors]]
     for algorithm in comparison.algorithms:
         cells = [comparison.group(algorithm, compressor) for compressor in comparison.compressors]
@@ -182,28 +110,35 @@ def table_rows(comparison: Comparison) -> list[list[str]]:
 
 
 def markdown_table(comparison: Comparison) -> str:
-    """The table as Markdown, with the headline figures below it."""
-    header, *rows = table_rows(comparison)
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    notes = [headline_text(headline(comparison, compressor)) for compressor in comparison.compressors]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+    """The table as Markdown, in a sweep one a value, each with its headline figures below it."""
+    lines: list[str] = []
+    for name, part in comparison.parts():
+        header, *rows = table_rows(part)
+        lines += [f"## {name}", ""] if name else []
+        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += ["", *(f"- {headline_text(entry)}" for entry in headlines(part)), ""]
+    return "\n".join(lines)
 
 
 def headline_text(entry: dict[str, Any]) -> str:
     """The headline figure in words."""
-    name = f"(FedSynSAM - best)/(realset - best) under {entry['compressor']}"
+    setting = f", {entry['setting']}" if "setting" in entry else ""
+    name = f"(FedSynSAM - best)/(realset - best) under {entry['compressor']}{setting}"
     if entry["value"] is None:
         return f"{name}: undefined ({entry['reason']})"
     return f"{name}: {entry['value']:.2f} (best: {entry['best']})"
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Print the table and the headline figures."""
-    header, *rows = table_rows(comparison)
-    table = Table(*map(escape, header), box=None, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
-    for compressor in comparison.compressors:
-        console.print(headline_text(headline(comparison, compressor)), markup=False)
+    """Print the table and the headline figures, in a sweep those of each value."""
+    for name, part in comparison.parts():
+        header, *rows = table_rows(part)
+        table = Table(*map(escape, header), box=None, padding=(0, 2, 0, 0))
+        for row in rows:
+            table.add_row(*map(escape, row))
+        if name:
+            console.print(f"\n{name}", markup=False)
+        console.print(table)
+        for entry in headlines(part):
+            console.print(headline_text(entry), markup=False)

@@ -1,11 +1,11 @@
-"""The figures of a run and of a comparison, by matplotlib."""
+"""The figures of a run, by matplotlib, and the style of all figures."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 
 from ..fl.metrics import RoundMetrics
 
-if TYPE_CHECKING:
-    from .comparison import Comparison, Group
-
-COLORS = ("#4269d0", "#efb118", "#ff725c", "#3ca951", "#97bbf5", "#a463f2", "#9c6b4e", "#6cc5b0")
+# legible on white and on black
+COLORS = (
+    "#4269d0", "#efb118", "#ff725c", "#3ca951", "#97bbf5", "#a463f2", "#9c6b4e", "#6cc5b0", "#ff8ab7", "#9498a0",
+)  # fmt: skip
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.3,
@@ -29,7 +29,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     """Write a PNG under a temporary name, then rename it."""
     temporary = path.with_name(path.name + ".part")
     figure.savefig(temporary, dpi=140, format="png")
@@ -37,9 +37,10 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _figure(columns: int, width: float = 4.6, height: float = 3.6) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    return figure, np.atleast_1d(figure.subplots(1, columns))
+def new_figure(columns: int, rows: int = 1, width: float = 4.6, height: float = 3.6) -> tuple[Figure, Any]:
+    """A figure of `rows` x `columns` panels of so many inches each, and its axes, flat."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, np.atleast_1d(figure.subplots(rows, columns)).flatten()
 
 
 def save_curves(rounds: Sequence[RoundMetrics], path: Path, title: str) -> Path:
@@ -52,11 +53,11 @@ def save_curves(rounds: Sequence[RoundMetrics], path: Path, title: str) -> Path:
     if any(row.synthetic_loss is not None for row in rounds):
         panels.append(_draw_synthesis)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(len(panels))
+        figure, axes = new_figure(len(panels))
         for draw, axis in zip(panels, axes, strict=True):
             draw(axis, rounds)
         figure.suptitle(title)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _evaluated(rounds: Sequence[RoundMetrics]) -> tuple[list[RoundMetrics], list[float], str]:
@@ -116,14 +117,14 @@ def _draw_synthesis(axis: Axes, rounds: Sequence[RoundMetrics]) -> None:
 def save_slices(places: np.ndarray, line: np.ndarray, plane: np.ndarray, path: Path, title: str) -> Path:
     """Draw the loss along one direction, and as contours over two; places in multiples of the filters' norms."""
     with matplotlib.rc_context(STYLE):
-        figure, (left, right) = _figure(2)
+        figure, (left, right) = new_figure(2)
         left.plot(places, line, color=COLORS[0])
         left.set(xlabel="place along a random direction", ylabel="training loss", ylim=(0, None), title="one direction")
-        drawn = right.contourf(places, places, plane, levels=20, cmap="viridis")
+        contours = right.contourf(places, places, plane, levels=20, cmap="viridis")
         right.set(xlabel="first direction", ylabel="second direction", title="two directions", aspect="equal")
-        figure.colorbar(drawn, ax=right, label="training loss")
+        figure.colorbar(contours, ax=right, label="training loss")
         figure.suptitle(title)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def save_advice(curves: dict[str, tuple[float, float]], path: Path, title: str) -> Path:
@@ -134,7 +135,7 @@ def save_advice(curves: dict[str, tuple[float, float]], path: Path, title: str) 
     rates = np.logspace(5, 11, 200)
     dense_fixed, dense_bits = next(iter(curves.values()))
     with matplotlib.rc_context(STYLE):
-        figure, (axis,) = _figure(1, width=7.0, height=4.4)
+        figure, (axis,) = new_figure(1, width=7.0, height=4.4)
         for color, (spec, (fixed, bits)) in zip(COLORS, curves.items(), strict=False):
             axis.plot(rates, fixed + bits / rates, color=color, label=spec)
             if fixed > dense_fixed and bits < dense_bits:
@@ -144,78 +145,4 @@ def save_advice(curves: dict[str, tuple[float, float]], path: Path, title: str) 
         axis.set(xscale="log", yscale="log", xlabel="uplink of a client, bit/s", ylabel="seconds from update to mean")
         axis.set_title(title)
         axis.legend()
-        return _save(figure, path)
-
-
-def save_comparison_figures(comparison: Comparison, out: Path) -> list[Path]:
-    """Accuracy curves, accuracy against uplink bytes, and bars of the final accuracy."""
-    with matplotlib.rc_context(STYLE):
-        paths = [_save_accuracy_curves(comparison, out / "accuracy.png")]
-        paths.append(_save_accuracy_against_bytes(comparison, out / "bytes.png"))
-        paths.append(_save_bars(comparison, out / "bars.png"))
-    return paths
-
-
-def _curve(group: Group) -> tuple[list[int], np.ndarray]:
-    """Rounds that every seed evaluated, and the accuracies [seeds, rounds] in percent."""
-    series = [
-        {row.round: row.test_accuracy for row in run.rounds if row.test_accuracy is not None} for run in group.runs
-    ]
-    steps = sorted(set.intersection(*(set(one) for one in series)))
-    return steps, 100 * np.array([[one[step] for step in steps] for one in series], dtype=float)
-
-
-def _save_accuracy_curves(comparison: Comparison, path: Path) -> Path:
-    figure, axes = _figure(len(comparison.compressors))
-    for axis, compressor in zip(axes, comparison.compressors, strict=True):
-        for color, algorithm in zip(COLORS, comparison.algorithms, strict=False):
-            group = comparison.group(algorithm, compressor)
-            if group is None:
-                continue
-            steps, accuracy = _curve(group)
-            axis.plot(steps, accuracy.mean(axis=0), color=color, label=algorithm)
-            axis.fill_between(steps, accuracy.min(axis=0), accuracy.max(axis=0), color=color, alpha=0.15, linewidth=0)
-        axis.set(xlabel="round", ylabel="test accuracy, %", title=compressor)
-    axes[0].legend()
-    figure.suptitle("test accuracy: mean over seeds, band from lowest to highest")
-    return _save(figure, path)
-
-
-def _save_accuracy_against_bytes(comparison: Comparison, path: Path) -> Path:
-    figure, (axis,) = _figure(1, width=6.4, height=4.2)
-    markers = "os^Dv*PX"
-    for color, algorithm in zip(COLORS, comparison.algorithms, strict=False):
-        for marker, compressor in zip(markers, comparison.compressors, strict=False):
-            group = comparison.group(algorithm, compressor)
-            if group is None:
-                continue
-            sent = np.mean([run.summary["uplink_bytes"] for run in group.runs]) / 1e6
-            axis.errorbar(sent, 100 * group.mean, 100 * (group.spread or 0), fmt=marker, color=color, capsize=3)
-    for color, algorithm in zip(COLORS, comparison.algorithms, strict=False):
-        axis.plot([], [], color=color, label=algorithm, linewidth=4)
-    for marker, compressor in zip(markers, comparison.compressors, strict=False):
-        axis.plot([], [], marker=marker, color="grey", linestyle="", label=compressor)
-    axis.set(xscale="log", xlabel="uplink of a run, MB (encoded payloads)", ylabel="test accuracy, %")
-    axis.set_title("accuracy (last fifth of the rounds) against bytes sent")
-    figure.legend(loc="outside right center")
-    return _save(figure, path)
-
-
-def _save_bars(comparison: Comparison, path: Path) -> Path:
-    figure, (axis,) = _figure(1, width=2.6 + 1.8 * len(comparison.compressors), height=3.8)
-    width = 0.8 / len(comparison.algorithms)
-    heights: list[float] = []
-    for index, (color, algorithm) in enumerate(zip(COLORS, comparison.algorithms, strict=False)):
-        groups = [comparison.group(algorithm, compressor) for compressor in comparison.compressors]
-        for place, group in enumerate(groups):
-            if group is None:
-                continue
-            label = algorithm if not any(groups[:place]) else None
-            heights.append(100 * group.mean)
-            spread = 100 * (group.spread or 0)
-            axis.bar(place + index * width, heights[-1], width * 0.92, yerr=spread, color=color, label=label, capsize=2)
-    axis.set_xticks(np.arange(len(comparison.compressors)) + 0.4 - width / 2, comparison.compressors)
-    axis.set_ylim(max(0, min(heights) - 5), min(100, max(heights) + 3))
-    axis.set(ylabel="test accuracy, % (axis cut)", title="mean over the last fifth of the rounds ± sd over seeds")
-    figure.legend(loc="outside right center")
-    return _save(figure, path)
+        return save(figure, path)

@@ -10,19 +10,33 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .charts import Chart
-    from .comparison import Comparison
+    from .groups import Comparison
 
 NEEDED = ("plotly", "scipy")
 
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.25; }
 h2 { margin-top: 2.5rem; } pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid #8886; }
-.wide { overflow-x: auto; } details .wide { max-height: 24rem; overflow-y: auto; }
+select { font: inherit; max-width: 100%; margin: 0 0 .5rem .3rem; }
+.main-svg .infolayer text, .main-svg .xaxislayer-above text, .main-svg .yaxislayer-above text,
+.main-svg .legendtext { fill: CanvasText !important; }
+.wide { overflow-x: auto; } .wide :is(th, td) { white-space: nowrap; }
+details .wide { max-height: 24rem; overflow-y: auto; }
 summary { cursor: pointer; } img { max-width: 100%; image-rendering: pixelated; }
 :focus-visible { outline: 2px solid #4269d0; outline-offset: 2px; }
+"""
+
+# Shows the lines of the chosen setting, or all.
+_SCRIPT = """
+for (const select of document.querySelectorAll("select[data-chart]"))
+  select.addEventListener("change", () => {
+    const chart = document.getElementById(select.dataset.chart);
+    Plotly.restyle(chart, {visible: chart.data.map(line => select.value === "*" || line.meta === select.value)});
+  });
 """
 
 
@@ -38,9 +52,9 @@ def comparison_page(comparison: Comparison, headlines: list[str], command: str |
     from .comparison import table_rows
     from .paired import HEADER, paired_rows
 
-    header, *rows = table_rows(comparison)
     seeds = sorted({run.config["seed"] for group in comparison.groups for run in group.runs})
-    title = "Comparison: " + ", ".join(comparison.algorithms)
+    names = comparison.algorithms
+    title = "Comparison: " + ", ".join(names) if len(names) < 7 else f"Comparison of {len(names)} algorithms"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
@@ -48,30 +62,59 @@ def comparison_page(comparison: Comparison, headlines: list[str], command: str |
         f"<p>Seeds {', '.join(map(str, seeds))}. Accuracy is the mean over the evaluations of the "
         "last fifth of the rounds; ± is the standard deviation over seeds. Bytes are lengths of encoded payloads.</p>",
         "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in headlines) + "</ul>",
-        _table(header, rows),
     ]
-    if pairs := paired_rows(comparison):
-        parts += ["<h2>Seed by seed, against the best of FedAvg, FedSAM and FedLESAM</h2>", _table(HEADER, pairs)]
+    for name, part in comparison.parts():
+        header, *rows = table_rows(part)
+        parts += [f"<h2>{html.escape(name)}</h2>"] if name else []
+        parts.append(_table(header, rows))
+    pairs = [
+        [*row[:1], *([name.split(" = ")[1]] if name else []), *row[1:]]
+        for name, part in comparison.parts()
+        for row in paired_rows(part)
+    ]
+    if pairs:
+        heading = [HEADER[0], *([comparison.swept] if comparison.swept else []), *HEADER[1:]]
+        parts += ["<h2>Seed by seed, against the best of FedAvg, FedSAM and FedLESAM</h2>", _table(heading, pairs)]
     for number, chart in enumerate(charts(comparison)):
         parts += _chart(chart, number)
     parts += _synthetic_images(comparison)
-    if command is not None:
-        parts.append(f"<h2>The command</h2><pre>{html.escape(command)}</pre>")
+    parts += _commands(comparison, command)
+    parts.append(f"<script>{_SCRIPT}</script>")
     return "\n".join(parts) + "</main></html>\n"
+
+
+def _commands(comparison: Comparison, command: str | None) -> list[str]:
+    """The command of the comparison, and those that make each of its runs alone."""
+    lines = [run.command for group in comparison.groups for run in group.runs]
+    return [
+        "<h2>The commands</h2>",
+        "" if command is None else f"<pre>{html.escape(command)}</pre>",
+        f"<details><summary>Each run alone</summary><pre>{html.escape(chr(10).join(lines))}</pre></details>",
+    ]
 
 
 def _chart(chart: Chart, number: int) -> list[str]:
     from .charts import styled
 
-    drawn = styled(chart.figure).to_html(
+    drawn = styled(chart).to_html(
         full_html=False, include_plotlyjs=number == 0, div_id=f"chart-{number}",
         config={"responsive": True, "displaylogo": False},
     )  # fmt: skip
     return [
         f"<h2>{html.escape(chart.title)}</h2>",
+        _choice(chart, number),
         f'<div role="img" aria-label="{html.escape(chart.title)}; the numbers are in the table below">{drawn}</div>',
         f"<details><summary>The numbers</summary>{_table(chart.header, chart.rows)}</details>",
     ]
+
+
+def _choice(chart: Chart, number: int) -> str:
+    """What to show, where there is something to choose."""
+    if len(chart.settings) < 2:
+        return ""
+    choices = "".join(f"<option>{html.escape(setting)}</option>" for setting in chart.settings)
+    choices += '<option value="*">all</option>'
+    return f'<label>Show<select data-chart="chart-{number}" autocomplete=off>{choices}</select></label>'
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

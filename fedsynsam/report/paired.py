@@ -6,7 +6,7 @@ import statistics
 
 from scipy import stats
 
-from .comparison import BASELINES, Comparison, Group
+from .groups import BASELINES, Comparison, Group
 
 HEADER = [
     "algorithm",

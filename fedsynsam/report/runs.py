@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..fl.compare import options_of
 from ..fl.metrics import RoundMetrics
+from ..fl.runfolder import FREE
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,12 @@ class Run:
     def title(self) -> str:
         """Algorithm, compressor and seed."""
         return f"{self.config['algorithm']}, {self.config['compressor']}, seed {self.config['seed']}"
+
+    @property
+    def command(self) -> str:
+        """What makes the same numbers again."""
+        values = {key: value for key, value in self.config.items() if key not in ("versions", *FREE)}
+        return shlex.join(["fedsynsam", "run", *options_of(values)])
 
 
 def find_runs(folder: Path) -> list[Run]:

@@ -15,3 +15,10 @@ def bytes_text(count: float) -> str:
 def percent(mean: float, spread: float | None) -> str:
     """Accuracy as a percentage, with the standard deviation over seeds where there is one."""
     return f"{100 * mean:.2f}" if spread is None else f"{100 * mean:.2f} ± {100 * spread:.2f}"
+
+
+def value_text(value: object) -> str:
+    """The value of a setting: 0.1, 5, inf, true."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).removesuffix(".0")

@@ -35,6 +35,19 @@ MISTAKES = {
     "compare: bad seeds": (["compare", "--seeds", "a"], "seeds: 'a'"),
     "compare: single algorithm option": (["compare", "--algorithm", "fedavg"], "--algorithms"),
     "compare: bad rhos": (["compare", "--rhos", "fedsam"], "ALGORITHM=NUMBER"),
+    "compare: no compressors": (["compare", "--compressors", ","], "compressors: the list is empty"),
+    "compare: sweep without values": (["compare", "--sweep", "alpha"], "KEY=VALUE,VALUE"),
+    "compare: two settings in a sweep": (["compare", "--sweep", "alpha=0.1,beta=0.5"], "of one setting"),
+    "compare: sweep of an unknown setting": (["compare", "--sweep", "alpa=0.1"], "did you mean 'alpha'"),
+    "compare: sweep of a list": (["compare", "--sweep", "seed=1,2"], "give seeds instead"),
+    "compare: sweep over a word": (["compare", "--sweep", "alpha=0.1,iid"], "alpha='iid' is not a number"),
+    "compare: sweep over a fraction": (["compare", "--sweep", "synthetic_images=1.5"], "is not a whole number"),
+    "compare: sweep over no flag": (["compare", "--sweep", "encode=1"], "is not true or false"),
+    "compare: sweep out of range": (["compare", "--sweep", "alpha=0.1,0"], "alpha: 0.0 is out of range"),
+    "compare: sweep over a value twice": (["compare", "--sweep", "alpha=0.1,0.10"], "gives a value twice"),
+    "compare: two radii": (["compare", "--sweep", "rho=0.1,0.2", "--rhos", "fedsam=0.1"], "leave rhos empty"),
+    "compare: unknown key in the table": (["compare", "--config", "study.toml"], "did you mean 'seeds'"),
+    "compare: no table": (["compare", "--config", "flat.toml"], "expected a table [compare]"),
     "compare: no jobs": (["compare", "--jobs", "0"], "jobs: 0"),
     "report: nothing given": (["report"], "at least one folder"),
     "report: missing folder": (["report", "nosuch"], "nosuch"),
@@ -52,6 +65,9 @@ def test_a_mistake_is_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.toml").write_text("roundz = 3\n")
     (tmp_path / "broken.toml").write_text("rounds = = 3\n")
+    (tmp_path / "study.toml").write_text("[compare]\nseed = 3\n")
+    (tmp_path / "flat.toml").write_text("compare = 3\n")
+    files = sorted(tmp_path.iterdir())
     argv, expected = MISTAKES[case]
     assert main(argv) == 2
     printed = capsys.readouterr()
@@ -59,7 +75,7 @@ def test_a_mistake_is_one_line(
     assert len(lines) == 1, printed.err
     assert lines[0].startswith("fedsynsam: error: ")
     assert expected.lower() in lines[0].lower()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.toml", "broken.toml"], "nothing was written"
+    assert sorted(tmp_path.iterdir()) == files, "nothing was written"
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,12 @@ def test_malformed_toml(tmp_path, content) -> None:
         RunConfig.from_toml(path)
 
 
+def test_the_table_of_a_comparison_is_not_a_setting(tmp_path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text("alpha = inf\n[compare]\nseeds = 3\n")
+    assert RunConfig.from_toml(path) == RunConfig(alpha=float("inf"))
+
+
 def test_missing_toml(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.toml.*cannot be read"):
         RunConfig.from_toml(tmp_path / "absent.toml")

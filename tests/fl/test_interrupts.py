@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from fedsynsam.cli.arguments import options_of
 from fedsynsam.errors import CheckpointError
+from fedsynsam.fl.compare import options_of
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.interrupts import Interrupted
 from fedsynsam.fl.metrics import RoundMetrics, StepProgress
@@ -25,7 +25,7 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tiny_config: RunConf
     config = tiny_config.replace(rounds=300, eval_every=50, checkpoint_every=1000)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     Simulation(config, whole).run()
-    words = [sys.executable, "-m", "fedsynsam", "run", *options_of(config), "--out", str(broken)]
+    words = [sys.executable, "-m", "fedsynsam", "run", *options_of(config.to_dict()), "--out", str(broken)]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     wait_for_rounds(process, broken, 5)
     process.send_signal(number)

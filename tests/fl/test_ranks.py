@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from fedsynsam.cli import main
-from fedsynsam.cli.arguments import options_of
 from fedsynsam.errors import ConfigError, NonFiniteError
+from fedsynsam.fl.compare import options_of
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.distributed import Group
 from fedsynsam.fl.records import assign
@@ -133,7 +133,7 @@ def test_clients_stay_where_they_are_as_long_as_the_load_is_even() -> None:
 
 def torchrun(size: int, config: RunConfig, out: Path, *more: str) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    words += ["-m", "fedsynsam", "run", *options_of(config), "--out", str(out), *more]
+    words += ["-m", "fedsynsam", "run", *options_of(config.to_dict()), "--out", str(out), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -166,7 +166,7 @@ def process_of_rank(rank: int, out: Path) -> int:
 @pytest.mark.slow
 def test_processes_over_gloo_change_no_bit(tiny_config: RunConfig, tmp_path) -> None:
     config = tiny_config.replace(algorithm="fedsynsam", cosines=True)
-    assert main(["run", *options_of(config), "--out", str(tmp_path / "alone")]) == 0
+    assert main(["run", *options_of(config.to_dict()), "--out", str(tmp_path / "alone")]) == 0
     for size in (1, 2, 3, 4):  # the cohort has three clients
         printed, _ = (process := torchrun(size, config, tmp_path / str(size))).communicate(timeout=300)
         assert process.returncode == 0, printed

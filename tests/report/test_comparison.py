@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
+from fedsynsam.errors import ConfigError
 from fedsynsam.fl.metrics import RoundMetrics
-from fedsynsam.report.comparison import headline, headline_text, markdown_table, read_cells, write_comparison
+from fedsynsam.report.comparison import headline_text, markdown_table, results_csv, write_comparison
 from fedsynsam.report.figures import save_curves
+from fedsynsam.report.groups import headline, headlines, read_cells
 from fedsynsam.report.runs import Run
 from fedsynsam.report.text import bytes_text
 
@@ -68,6 +70,56 @@ def test_table_has_mean_and_standard_deviation() -> None:
     assert "| fedavg | 71.00 ± 1.41 |" in table
     assert "| fedsam | 60.00 |" in table
     assert "(80.0 x smaller)" in table
+
+
+def swept(**alphas: float) -> list[Run]:
+    """Runs of the five presets of the headline at each alpha, whose accuracies are the given one and more."""
+    runs = []
+    for name, accuracy in alphas.items():
+        presets = {"fedavg": 0.0, "fedsam": 0.01, "fedlesam": 0.02, "fedsynsam": 0.05, "realset": 0.06}
+        for one in runs_of(**{preset: [accuracy + more, accuracy + more] for preset, more in presets.items()}):
+            runs.append(replace(one, config={**one.config, "alpha": float(name[1:].replace("_", "."))}))
+    return runs
+
+
+def test_a_sweep_is_found_and_grouped_by_value() -> None:
+    comparison = read_cells(swept(a0_5=0.7, a0_1=0.6))
+    assert (comparison.swept, comparison.values) == ("alpha", [0.1, 0.5])
+    group = comparison.group("fedsam", "topk:0.01", 0.1)
+    assert group is not None
+    assert group.accuracies == [0.61, 0.61]
+    assert comparison.group("fedsam", "topk:0.01") is None
+    entries = headlines(comparison)
+    assert [entry["setting"] for entry in entries] == ["alpha = 0.1", "alpha = 0.5"]
+    assert [entry["value"] for entry in entries] == pytest.approx([0.75, 0.75])
+    assert "under topk:0.01, alpha = 0.1: 0.75 (best: fedlesam)" in headline_text(entries[0])
+    first, second = markdown_table(comparison).split("## alpha = 0.5")
+    assert "| fedsam | 61.00 ± 0.00 |" in first
+    assert "| fedsam | 71.00 ± 0.00 |" in second
+
+
+def test_a_column_for_a_setting_that_has_none() -> None:
+    runs = [replace(one, config={**one.config, "beta": one.config["alpha"]}) for one in swept(a0_5=0.7, a1=0.8)]
+    for one in runs:
+        del one.config["alpha"]
+    header, first, *_ = results_csv(read_cells(runs)).splitlines()
+    assert (header.split(",")[-1], first.split(",")[-1]) == ("beta", "0.5")
+
+
+def test_a_radius_of_its_own_is_no_sweep_and_two_settings_are_refused() -> None:
+    runs = swept(a0_1=0.6)
+    for one in runs:
+        one.config.update(rho=len(one.config["algorithm"]) / 10, clients=5)
+    assert read_cells(runs).swept is None
+    runs += [replace(one, config={**one.config, "alpha": 0.5, "clients": 9}) for one in swept(a0_1=0.6)]
+    with pytest.raises(ConfigError, match="differ in alpha, clients; give runs that differ in one"):
+        read_cells(runs)
+
+
+def test_figures_of_a_sweep(tmp_path: Path) -> None:
+    written = write_comparison(read_cells(swept(a0_1=0.6, a0_5=0.7)), tmp_path)
+    assert {path.name for path in written if path.suffix == ".png"} == {"accuracy.png", "sweep.png"}
+    assert (imread(tmp_path / "sweep.png")[..., :3].min(axis=2) < 0.9).mean() > 0.01
 
 
 def test_figures_are_pictures_with_something_on_them(tmp_path: Path) -> None:

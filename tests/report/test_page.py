@@ -22,7 +22,8 @@ from fedsynsam.fl.data import dataset_from_arrays
 from fedsynsam.fl.metrics import RoundMetrics
 from fedsynsam.fl.synthetic import SyntheticSet, save_synthetic
 from fedsynsam.report import page
-from fedsynsam.report.comparison import read_cells, write_comparison
+from fedsynsam.report.comparison import write_comparison
+from fedsynsam.report.groups import read_cells
 from fedsynsam.report.runs import Run
 
 VERSIONS = {"fedsynsam": "0", "python": "3", "torch": "2", "numpy": "2", "commit": None}
@@ -97,9 +98,10 @@ def test_every_section_is_there(report: Path) -> None:
     headings = References(text).headings
     for wanted in ("Test accuracy", "Test loss", "against bytes", "How well each", "against bits", "against density"):
         assert any(wanted in heading for heading in headings), wanted
-    assert {"The synthetic images", "The command"} <= set(headings)
+    assert {"The synthetic images", "The commands"} <= set(headings)
     assert text.count("<summary>The numbers</summary>") == 7
     assert "fedsynsam compare --compressors &#x27;&lt;none&gt;&#x27;" in text
+    assert "\nfedsynsam run --algorithm fedavg --compressor quantize:2 --seed 1\n" in text
 
 
 def test_without_the_extra_the_page_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,12 +171,60 @@ def test_the_numbers_open_by_keyboard(browser: Any, report: Path) -> None:
     assert browser.find_element("css selector", "details table").is_displayed()
 
 
+def shown(browser: Any, chart: int) -> list[str]:
+    """The settings of the lines that a chart shows."""
+    script = "return document.getElementById(arguments[0]).data.filter(l => l.visible === true).map(l => l.meta)"
+    return sorted(set(browser.execute_script(script, f"chart-{chart}")))
+
+
+def test_one_setting_at_a_time_is_shown_and_chosen_by_keyboard(browser: Any, report: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, report, 500)
+    assert shown(browser, 0) == ["none"]
+    browser.find_element("css selector", "select[data-chart=chart-0]").send_keys(Keys.ARROW_DOWN)
+    assert shown(browser, 0) == ["topk:0.01"]
+    browser.find_element("css selector", "select[data-chart=chart-0]").send_keys(Keys.END)
+    assert shown(browser, 0) == ["none", "quantize:2", "topk:0.01"]
+    assert shown(browser, 1) == ["none"]
+
+
+def test_a_sweep_is_drawn_against_its_values(browser: Any, tmp_path: Path) -> None:
+    runs = []
+    for alpha in (0.5, float("inf"), 0.1):
+        for name, accuracy in {"fedavg": 0.7, "fedsynsam": 0.72}.items():
+            for seed in (0, 1):
+                one = run(tmp_path / str(alpha), name, "none", seed, accuracy + 0.02 * seed + min(alpha, 1) / 10)
+                runs.append(replace(one, config={**one.config, "alpha": alpha}))
+    write_comparison(read_cells(runs), tmp_path)
+    open_page(browser, tmp_path / "report.html", 500)
+    assert browser.get_log("browser") == []
+    heading = browser.find_element("xpath", "//h2[text()='Accuracy against alpha']")
+    assert heading.is_displayed()
+    names = browser.find_elements("css selector", "#chart-0 .xtick text")
+    assert [name.text for name in names] == ["0.1", "0.5", "inf"]
+    lines = browser.execute_script("return document.getElementById('chart-0').data.map(l => [l.name, ...l.y])")
+    assert [name for name, *_ in lines] == ["fedavg", "fedsynsam"]
+    assert lines[0][1:] == pytest.approx([72.0, 76.0, 81.0])
+    assert shown(browser, 2) == ["alpha = 0.1"]
+
+
+def test_eighteen_algorithms_are_told_apart(tmp_path: Path) -> None:
+    from fedsynsam.report.charts import charts
+
+    runs = [run(tmp_path, f"algorithm{number}", "none", 0, 0.5) for number in range(18)]
+    figure = charts(read_cells(runs))[0].figure
+    assert len({(line.line.color, line.marker.symbol) for line in figure.data}) == 18
+
+
 def test_dark_mode_is_dark(browser: Any, report: Path) -> None:
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     try:
         open_page(browser, report, 1200)
         ink = browser.execute_script("return getComputedStyle(document.body).color")
+        tick = browser.find_element("css selector", "#chart-0 .xtick text").value_of_css_property("fill")
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert min(int(part) for part in ink[4:-1].split(",")) > 200
+    assert tick == ink, "numbers on the axes as legible as the text"

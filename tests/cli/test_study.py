@@ -1,0 +1,105 @@
+"""A comparison from a study file, and a sweep: what becomes of the table, the options, the folders and the numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from fedsynsam.cli import main
+from fedsynsam.cli.compare import cells_of, command_of
+from fedsynsam.cli.study import rhos_of, seeds_of, split_specs, sweep_of
+
+STUDY = """
+rounds = 2
+eval-every = 1
+local-steps = 1
+clients = 4
+partition = "iid"
+
+[compare]
+algorithms = ["fedavg", "fedsam"]
+compressors = ["topk:0.5", "quantize:4[bucket=64,norm=max]"]
+seeds = [3]
+rhos = { fedsam = 0.2 }
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    return path
+
+
+def test_a_table_is_the_same_as_the_words(study: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    words = ["--algorithms", "fedavg,fedsam", "--compressors", "topk:0.5,quantize:4[bucket=64,norm=max]"]
+    words += ["--seeds", "3,", "--rhos", "fedsam=0.2", "--rounds", "2", "--eval-every", "1", "--local-steps", "1"]
+    words += ["--clients", "4", "--partition", "iid"]
+    cells = cells_of(command_of(["--config", str(study), *out]))
+    assert len(cells) == 4
+    assert cells == cells_of(command_of([*words, *out]))
+    assert cells[1].path == tmp_path / "out" / "fedsam" / "topk-0.5" / "seed-3"
+
+
+def test_options_go_before_the_table(study: Path) -> None:
+    cells = cells_of(command_of(["--config", str(study), "--algorithms", "fedavg", "--seeds", "2", "--rounds", "5"]))
+    assert [cell.path.name for cell in cells] == ["seed-0", "seed-0", "seed-1", "seed-1"]
+    assert {cell.rounds for cell in cells} == {5}
+
+
+def test_a_table_and_the_words_say_a_sweep_alike(study: Path) -> None:
+    words = ["--sweep", "alpha=0.05,1,inf"]
+    cells = cells_of(command_of(["--config", str(study), *words]))
+    study.write_text(STUDY + "sweep = { alpha = [0.05, 1.0, inf] }\n")
+    assert cells == cells_of(command_of(["--config", str(study)]))
+    assert len(cells) == 12
+    assert {cell.path.parent.name for cell in cells} == {"alpha-0.05", "alpha-1", "alpha-inf"}
+
+
+def test_lists() -> None:
+    assert seeds_of("3") == [0, 1, 2]
+    assert seeds_of("3,") == [3]
+    assert rhos_of("fedsam=0.1, realset=0.2") == {"fedsam": 0.1, "realset": 0.2}
+    assert split_specs("none,quantize:2[bucket=8,norm=l2]") == ["none", "quantize:2[bucket=8,norm=l2]"]
+    for text, values in {"synthetic-images=1,5": (1, 5), "encode=true,False": (True, False)}.items():
+        sweep = sweep_of(text)
+        assert sweep is not None
+        assert sweep.values == values
+        assert all(type(value) is type(wanted) for value, wanted in zip(sweep.values, values, strict=True))
+
+
+def test_run_takes_the_settings_of_a_study_alone(study: Path, tmp_path: Path) -> None:
+    assert main(["run", "--config", str(study), "--algorithm", "fedavg", "--out", str(tmp_path / "run")]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["clients"], config["seed"], config["compressor"]) == (4, 0, "topk:0.01")
+
+
+def test_a_sweep_runs_goes_on_and_is_reported_by_value(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    base = ["compare", "--config", str(study), "--algorithms", "fedavg", "--compressors", "topk:0.5"]
+    base += ["--out", str(out)]
+    assert main([*base, "--sweep", "local_steps=2"]) == 0
+    stamp = (out / "fedavg" / "topk-0.5" / "local_steps-2" / "seed-3" / "metrics.jsonl").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main([*base, "--sweep", "local_steps=10,2"]) == 0
+    assert (out / "fedavg" / "topk-0.5" / "local_steps-2" / "seed-3" / "metrics.jsonl").stat().st_mtime_ns == stamp
+    printed = capsys.readouterr().out
+    assert printed.index("local_steps = 2") < printed.index("local_steps = 10")
+    table = (out / "table.md").read_text()
+    assert table.count("| fedavg |") == 2
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(int(row["local_steps"]) for row in rows) == [2, 10]
+    headlines = json.loads((out / "headline.json").read_text())
+    assert [entry["setting"] for entry in headlines] == ["local_steps = 2", "local_steps = 10"]
+    assert "Accuracy against local_steps" in (out / "report.html").read_text()
+    assert len((out / "sweep.png").read_bytes()) > 5000
+
+    assert main(["report", str(out)]) == 0
+    assert (out / "table.md").read_text() == table

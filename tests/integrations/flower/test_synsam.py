@@ -100,7 +100,7 @@ def test_the_set_is_learned_as_in_the_simulator() -> None:
             rows.append(torch.cat([part.reshape(-1) for part in update.values()]))
         payloads = [dense.compress(row, dense.init(row), seed=0)[0] for row in rows]
         evidence.add(number, fedsynsam._evidence.weights[number], payloads)
-    expected = learn(CONFIG, new_model(), fedsynsam._images, evidence, None, 3)
+    expected, _ = learn(CONFIG, new_model(), fedsynsam._images, evidence, None, 3)
     assert fedsynsam.synthetic is not None
     assert torch.equal(fedsynsam.synthetic.images, expected.images)
     assert torch.equal(fedsynsam.synthetic.logits, expected.logits)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsynsam.errors import CheckpointError, ConfigError, DataError
 from fedsynsam.fl.config import RunConfig
-from fedsynsam.fl.data import Dataset
+from fedsynsam.fl.data import Dataset, channels_last
 from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.tensorfile import pack, unpack, write_atomically
 
@@ -37,7 +37,7 @@ class SyntheticSet:
     @property
     def batch(self) -> Batch:
         """Images and soft labels, as a client uses them."""
-        return self.images, self.logits.softmax(dim=1)
+        return channels_last(self.images), self.logits.softmax(dim=1)
 
     @property
     def num_bytes(self) -> int:

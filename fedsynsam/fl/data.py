@@ -143,7 +143,9 @@ def dataset_from_arrays(name: str, arrays: Arrays) -> Dataset:
 
 def channels_last(images: Tensor) -> Tensor:
     """`images` [N, channels, H, W] with the memory of [N, H, W, channels], unambiguously even for one channel."""
-    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    last = images.permute(0, 2, 3, 1)
+    # with one channel both orders count as contiguous: `contiguous` would keep strides that operators take for the other
+    return last.clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
 def _read_embedded() -> Arrays:

@@ -11,7 +11,7 @@ import torch
 
 from fedsynsam.errors import DataError
 from fedsynsam.fl import data
-from fedsynsam.fl.data import dataset_from_arrays, load_dataset
+from fedsynsam.fl.data import channels_last, dataset_from_arrays, load_dataset
 from fedsynsam.fl.data_files import KEYS, read_idx, read_npz
 
 from .conftest import tiny_arrays
@@ -192,3 +192,11 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path) -> None:
 
 def test_keys_are_what_the_readme_promises() -> None:
     assert KEYS == ("x_train", "y_train", "x_test", "y_test")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_last_is_so_for_one_channel_too(channels) -> None:
+    images = torch.randn(2, channels, 5, 6)
+    last = channels_last(images)
+    assert torch.equal(last, images)
+    assert last.stride() == (30 * channels, 1, 6 * channels, channels)

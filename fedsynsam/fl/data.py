@@ -144,7 +144,7 @@ def dataset_from_arrays(name: str, arrays: Arrays) -> Dataset:
 def channels_last(images: Tensor) -> Tensor:
     """`images` [N, channels, H, W] with the memory of [N, H, W, channels], unambiguously even for one channel."""
     last = images.permute(0, 2, 3, 1)
-    # with one channel both orders count as contiguous: `contiguous` would keep strides that operators take for the other
+    # with one channel both orders count as contiguous: `contiguous` would keep the strides of the other
     return last.clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 

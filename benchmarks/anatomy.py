@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import functools
 import statistics
 import time
@@ -32,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.peers.job import Job, sgd_steps
 from benchmarks.peers.run_eager import Loop
 from benchmarks.provenance import provenance
+from benchmarks.rows import write_rows
 from fedsynsam.fl import client, server, training
 from fedsynsam.fl.machine import one_thread_each
 from fedsynsam.fl.simulation import Simulation
@@ -224,13 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     where = provenance(torch.device("cpu"))
     rows = [{**row, **where} for row in measure()]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.out.with_name(options.out.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(options.out)
+    write_rows(rows, list(rows[0]), options.out)
     draw(rows, options.out.with_suffix(".png"))
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import gc
 import json
 import os
@@ -47,6 +46,7 @@ from fedsynsam.fl.data import Dataset, load_dataset
 from fedsynsam.fl.models import build_model
 
 from .provenance import provenance
+from .rows import write_rows
 
 Row = dict[str, Any]
 SPECS = ("topk:0.01", "topk:0.1", "quantize:4", "topk:0.01+quantize:4")
@@ -277,13 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--out FILE.csv is needed")
     source = provenance(torch.device("cpu"))
     rows = [row | source for size in options.ranks for seed in options.seeds for row in launch(size, seed, options)]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.out.with_name(options.out.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    temporary.replace(options.out)
+    texts = [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    write_rows(texts, list(rows[0]), options.out)
     draw(rows, options.out.with_suffix(".png"))
     print(table(rows, options.steps))
 

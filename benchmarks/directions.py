@@ -9,14 +9,13 @@ draws the synthetic set's cosine over rounds, a panel a compressor, a line a see
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.rows import write_rows
 from fedsynsam.report.figures import COLORS, STYLE
 from fedsynsam.report.runs import Run, find_runs
 
@@ -87,15 +86,6 @@ def _curve(run: Run, estimate: str) -> tuple[list[int], list[float]]:
     return [round_number for round_number, _ in points], [value for _, value in points]
 
 
-def write(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Write rows as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.directions", description=__doc__,
@@ -111,14 +101,14 @@ def main() -> None:
             parser.error(f"{text!r}: give NAME=FOLDER")
         groups[name] = find_runs(Path(folder))
     options.out.mkdir(parents=True, exist_ok=True)
-    write(
-        options.out / "cosines.csv",
-        [row for name, runs in groups.items() for run in runs for row in evaluations(name, run)],
-    )
-    write(options.out / "runs.csv", [totals(name, run) for name, runs in groups.items() for run in runs])
+    runs = [(name, run) for name, members in groups.items() for run in members]
+    points = [row for name, run in runs for row in evaluations(name, run)]
+    write_rows(points, list(points[0]), options.out / "cosines.csv")
+    sums = [totals(name, run) for name, run in runs]
+    write_rows(sums, list(sums[0]), options.out / "runs.csv")
     with matplotlib.rc_context(STYLE):
         draw(groups).savefig(options.out / "cosines.png", dpi=110, metadata={"Software": None})
-    print(options.out / "cosines.png")
+    print(f"cosines.csv, runs.csv and cosines.png are in {options.out}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as functional
 
 from benchmarks.provenance import provenance
+from benchmarks.rows import write_rows
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import load_dataset
 from fedsynsam.fl.machine import choose_device, one_thread_each
@@ -129,7 +130,7 @@ def measure(model: str, cohort: int, options: argparse.Namespace) -> list[dict[s
                     "model": model, "cohort": cohort, "engine": name, "local_steps": options.local_steps,
                     "batch_size": 32, "threads": options.threads if device.type == "cpu" else 1,
                     "rounds": len(seconds), "round_seconds": f"{statistics.median(seconds):.4g}",
-                    "fastest_seconds": f"{min(seconds):.4g}", "peak_mib": f"{peak_bytes(device) / 2**20:.0f}",
+                    "fastest_seconds": f"{min(seconds):.4g}", "peak_so_far_mib": f"{peak_bytes(device) / 2**20:.0f}",
                 }
             )  # fmt: skip
             print(*(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
@@ -141,17 +142,6 @@ def measure(model: str, cohort: int, options: argparse.Namespace) -> list[dict[s
         if (goal := GOALS.get((device.type, model))) and float(row["round_seconds"]) == best:
             row |= {"goal": goal, "met": "yes" if loop / best >= goal else "no"}
     return rows
-
-
-def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the CSV under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
 
 
 def draw_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -169,7 +159,7 @@ def draw_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axis.bar_label(bars, fmt="%.2g", fontsize=8)
         axis.axhline(1.0, color="#222222", linewidth=0.8)
         axis.set_xticks(range(len(cohorts)), [f"{cohort} clients" for cohort in cohorts])
-        axis.set_ylabel("rounds a second, in multiples of the eager loop")
+        axis.set_ylabel("speed of a round (eager loop: 1)")
         axis.set_title(NAMES.get(model, model), fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(y=0.15)
@@ -203,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for model in options.models:
         for cohort in options.cohorts:
             rows += [{**row, **where} for row in measure(model, cohort, options)]
-            write(rows, options.out)
+            write_rows(rows, list(rows[0]), options.out)
             draw_bars(rows, options.out.with_suffix(".png"))
 
 

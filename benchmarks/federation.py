@@ -9,7 +9,6 @@ machine falls on both; `ratio` is that of the medians. Learning the synthetic se
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import torch
 from benchmarks import workload
 from benchmarks.peers.job import Job, new_model
 from benchmarks.provenance import provenance
+from benchmarks.rows import write_rows
 from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.machine import one_thread_each
 from fedsynsam.fl.metrics import RoundMetrics
@@ -130,13 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows.append(measure(case, options.cohort, options.timed, options.cores))
         print(*(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     where = {**provenance(torch.device("cpu")), "cores": options.cores}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.out.with_name(options.out.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *where], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **where} for row in rows)
-    temporary.replace(options.out)
+    write_rows([{**row, **where} for row in rows], [*rows[0], *where], options.out)
 
 
 if __name__ == "__main__":

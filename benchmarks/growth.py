@@ -11,7 +11,6 @@ and processor time, `fastest_seconds` is the shortest round: on a machine that o
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
 import itertools
 import json
@@ -35,6 +34,7 @@ from fedsynsam.fl.metrics import RoundMetrics
 from fedsynsam.fl.simulation import Simulation
 
 from .provenance import provenance
+from .rows import write_rows
 
 COHORT = 10
 WARM_UP = 4  # rounds not counted: the first checkpoint writes every residual
@@ -163,12 +163,7 @@ def main() -> None:
     source = provenance(torch.device("cpu"))
     rows = [{k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in best_of(found[case]).items()} | source
             for case in cases]  # fmt: skip
-    temporary = options.out.with_name(options.out.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(options.out)
+    write_rows(rows, list(rows[0]), options.out)
     draw(rows, options.out.with_suffix(".png"))
 
 

@@ -14,7 +14,6 @@ is held to 3 times the length of the bytes and 128 times the longest header.
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
 import importlib.util
 import json
@@ -35,6 +34,7 @@ from fedsynsam.wire.manifest import Manifest
 from fedsynsam.wire.plan import parse_plan
 
 from .provenance import ROOT, provenance
+from .rows import write_rows
 
 CORPUS = ROOT / "tests" / "fuzz" / "corpus"
 MIB = 1 << 20
@@ -213,13 +213,7 @@ def main() -> None:
     if options.out is None:
         parser.error("--out FILE.csv is needed")
     source, rows = provenance(torch.device("cpu")), run(options.n)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.out.with_name(options.out.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *source])
-        writer.writeheader()
-        writer.writerows(row | source for row in rows)
-    temporary.replace(options.out)
+    write_rows([row | source for row in rows], [*rows[0], *source], options.out)
     large = [row for row in rows if int(str(row["size"])) >= 4 * options.n]
     print(f"{len(rows)} measurements, {sum(not row['within'] for row in rows)} beyond the bound; most for the large "
           f"manifests: {max(float(str(row['times'])) for row in large):.2f} times their size")  # fmt: skip

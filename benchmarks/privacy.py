@@ -18,7 +18,6 @@ would be for images that know of no single one.
 from __future__ import annotations
 
 import argparse
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.provenance import provenance
+from benchmarks.rows import write_rows
 from fedsynsam.fl.data import Dataset, load_dataset
 from fedsynsam.fl.synthesis import first_set
 from fedsynsam.fl.synthetic import read_synthetic
@@ -154,11 +154,7 @@ def main() -> None:
     facts = {f"run_{key}": stored.facts[key] for key in ("dataset", "compressor", "alpha", "seed", "round")}
     facts |= provenance(torch.device("cpu"))
     rows = [{**row, **facts} for kind, queries in kinds.items() for row in report(kind, queries, train, test)]
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "privacy.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(rows, list(rows[0]), options.out / "privacy.csv")
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         draw(synthetic, train).savefig(options.out / "privacy.png", dpi=110, metadata={"Software": None})
     shown = ("images", "measure", "median", "nearest", "own_class", "train_share", "chance")

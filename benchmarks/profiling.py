@@ -25,7 +25,8 @@ from fedsynsam import use_backend
 from .case import Case
 from .cases import CASES
 from .provenance import provenance
-from .run import backends_of, numbers, words, write_rows
+from .rows import write_rows
+from .run import backends_of, numbers, words
 
 HEADLINES = (
     "topk 0.01 + residual", "chunk_topk 0.01 + residual", "encode indices 0.01", "decode indices 0.01",

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import gc
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from .case import Built, Case
 from .cases import CASES
 from .goals import judge, verdict
 from .provenance import provenance
+from .rows import write_rows
 from .timing import Copy, Times, measure, memory
 
 DEFAULT_N = {"cpu": 25_600_000, "cuda": 100_000_000}
@@ -275,14 +275,3 @@ def plan(
         for case in cases:
             if case.compiled:
                 yield case, sizes[0], ["compiled"]
-
-
-def write_rows(rows: Sequence[Mapping[str, Any]], fields: Sequence[str], out: Path) -> None:
-    """Write the rows to `out` in one step; what a row lacks stays empty, and what is in no field is left out."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields, restval="", lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(out)

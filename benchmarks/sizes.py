@@ -8,7 +8,6 @@ any code can need.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import fedsynsam as fs
 from fedsynsam.wire import Payload
 
 from .provenance import provenance
+from .rows import write_rows
 
 SPECS = (
     "none", "topk:0.001", "topk:0.01", "topk:0.1", "chunktopk:0.01", "quantize:8", "quantize:4", "quantize:2",
@@ -49,12 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [weigh(spec, options.n) for spec in SPECS]
     fields = [*rows[1], *(source := provenance(torch.device("cpu")))]
-    temporary = options.out.with_name(options.out.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        writer.writerows({**row, **source} for row in rows)
-    temporary.replace(options.out)
+    write_rows([{**row, **source} for row in rows], fields, options.out)
     for row in rows:
         print(*(f"{name}={value}" for name, value in row.items()))
 

@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.flower.processes import SuperLink
 from benchmarks.provenance import ROOT, provenance
+from benchmarks.rows import write_rows
 
 EXAMPLES = ROOT / "examples" / "flower"
 SPECS = ("", "quantize:4", "topk:0.01", "topk:0.01+quantize:4")  # "": the app before, without us
@@ -88,17 +89,6 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def write(rows: Sequence[Row], path: Path) -> None:
-    """Write rows, all at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
-
-
 def wire_table(rows: Sequence[Row]) -> str:
     """The table of the wire in Markdown."""
     lines = ["| model | replies | up, bytes a round | down, bytes a round | up, times less |", "|---|---|---|---|---|"]
@@ -137,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for model, spec in WIRE:
             if not any((row["model"], row["spec"]) == (model, spec or ALONE) for row in rows):
                 rows.append({**measure_wire(model, spec, options.wire_rounds), **source})
-                write(rows, path)
+                write_rows(rows, list(rows[0]), path)
         print(wire_table(rows), flush=True)
     if "accuracy" in options.parts:
         path, rows = options.out / "accuracy.csv", read(options.out / "accuracy.csv")
@@ -146,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 wanted = (ALGORITHMS[app], spec or ALONE, str(seed))
                 if not any((row["algorithm"], row["spec"], row["seed"]) == wanted for row in rows):
                     rows += [{**row, **source} for row in measure_accuracy(app, spec, seed, options.rounds)]
-                    write(rows, path)
+                    write_rows(rows, list(rows[0]), path)
         print(accuracy_table(rows))
 
 

@@ -8,7 +8,6 @@ machine falls on no framework alone.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from benchmarks import workload
 from benchmarks.peers.job import Job
 from benchmarks.peers.memory import run
 from benchmarks.provenance import ROOT, provenance
+from benchmarks.rows import write_rows
 
 PEERS = ("fedsynsam", "eager", "flower", "pfl")
 GOALS = {"eager": 1.0, "flower": 3.0, "pfl": 1.5}  # times faster than it
@@ -123,13 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     compare(rows)
     where = {**provenance(torch.device("cpu")), "cores": options.cores}
     fields = [*dict.fromkeys(key for row in rows for key in row), *where]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.out.with_name(options.out.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fields, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **where} for row in rows)
-    temporary.replace(options.out)
+    write_rows([{**row, **where} for row in rows], fields, options.out)
     for row in rows:
         print(
             *(f"{key}={row.get(key, '')}" for key in ("peer", "cohort", "rounds_per_second", "peak_rss_mib")), end=" "

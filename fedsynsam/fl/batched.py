@@ -17,17 +17,19 @@ class BatchedModel:
     """The `RowModel` of R clients: `module` under `torch.func.vmap`, R sets of weights in `weights` [R, P].
 
     A convolution with weights of its own for each client is a grouped convolution; with `unfold` it is a matrix
-    product of the unfolded images instead, which some devices are faster at.
+    product of the unfolded images instead, which some devices are faster at. `gradient` may be another model's.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, rows: int, *, unfold: bool) -> None:
+    def __init__(
+        self, module: nn.Module, device: torch.device, rows: int, *, unfold: bool, gradient: Tensor | None = None
+    ) -> None:
         self._module = copy.deepcopy(module).to(device)
         if unfold:
             unfold_convolutions(self._module)
         named = {name: parameter.shape for name, parameter in self._module.named_parameters()}
         size = sum(shape.numel() for shape in named.values())
         self.weights = torch.empty(rows, size, device=device)
-        self.gradient = torch.zeros(rows, size, device=device)
+        self.gradient = torch.zeros(rows, size, device=device) if gradient is None else gradient
         self._parameters: dict[str, Tensor] = {}  # views of `weights`
         self._gradients: list[Tensor] = []  # views of `gradient`
         place = 0

@@ -36,15 +36,15 @@ class RowModel(Protocol):
 class FlatModel:
     """The `RowModel` of one client: a copy of `module` that reads `weights` [1, P] and adds to `gradient` [1, P].
 
-    Writing into `weights` changes the model; nothing is copied.
+    Writing into `weights` changes the model; nothing is copied. `gradient` may be another model's, to share it.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, gradient: Tensor | None = None) -> None:
         self.module = copy.deepcopy(module).to(device)
         parameters = list(self.module.parameters())
         self.size = sum(parameter.numel() for parameter in parameters)
         self.weights = torch.empty(1, self.size, device=device)
-        self.gradient = torch.zeros(1, self.size, device=device)
+        self.gradient = torch.zeros(1, self.size, device=device) if gradient is None else gradient
         views = zip(parameters, self.split(self.weights), self.split(self.gradient), strict=True)
         for parameter, weights, gradient in views:
             weights.copy_(parameter.detach())

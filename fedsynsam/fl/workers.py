@@ -38,7 +38,8 @@ class Worker:
         """The buffers of a group of `count` clients."""
         if count not in self._rows:
             model = self.single if self._engine == "sequential" else self._new_model(count)
-            ahead = self._new_model(count)
+            # the gradient at w is used up when that at w' is computed: one buffer serves both
+            ahead = self._new_model(count, model.gradient)
             self._rows[count] = Rows(model, ahead, torch.zeros_like(ahead.weights))
         return self._rows[count]
 
@@ -51,10 +52,11 @@ class Worker:
             return train(rows, start, work, config, probes)
         return self._recorder.run(lambda own, weights: train(rows, weights, own, config), work, start)
 
-    def _new_model(self, count: int) -> RowModel:
+    def _new_model(self, count: int, gradient: Tensor | None = None) -> RowModel:
         if self._engine == "sequential":
-            return FlatModel(self._module, self._device)
-        return BatchedModel(self._module, self._device, count, unfold=self._engine == "unfold")
+            return FlatModel(self._module, self._device, gradient)
+        unfold = self._engine == "unfold"
+        return BatchedModel(self._module, self._device, count, unfold=unfold, gradient=gradient)
 
 
 class WorkerPool:

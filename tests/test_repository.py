@@ -84,3 +84,11 @@ def test_files_stay_short() -> None:
     ]
     long = {str(path.relative_to(ROOT)): n for path in sources if (n := len(path.read_text().splitlines())) > 400}
     assert long == {}
+
+
+def test_pages_link_to_files_outside_docs_that_exist() -> None:
+    """The site takes in each of them, so a folder or a missing file would break it."""
+    link = re.compile(r"\]\(\.\./((?:benchmarks|examples)/[^)#\s]+)")
+    linked = {(page.name, path) for page in (ROOT / "docs").glob("*.md") for path in link.findall(page.read_text())}
+    assert len(linked) > 20
+    assert [(page, path) for page, path in sorted(linked) if not (ROOT / path).is_file()] == []

@@ -201,6 +201,10 @@ def test_the_host_waits_once_an_update_not_once_a_tensor(spec):
     with _CountHostReads() as reads:
         compressor.compress(update, state, seed=0)
     assert reads.count == 1
+    rows, states = normal(8, 100, seed=1), [compressor.init(torch.zeros(100))] * 8
+    with _CountHostReads() as reads:
+        compressor.compress_rows(rows, states, seeds=range(8))
+    assert reads.count == 1
 
 
 def test_offsets_do_not_pass_what_indices_can_hold():

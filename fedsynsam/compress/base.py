@@ -116,12 +116,12 @@ class Compressor(ABC):
             old = residuals[0][None] if len(residuals) == 1 else torch.stack(residuals)
         mixed = [row_seed(seed, state.step, 0) for state, seed in zip(states, seeds, strict=True)]
         outcome = self.apply(rows, old, torch.tensor(mixed, dtype=torch.int64, device=rows.device))
-        for number, bad in enumerate(outcome.nonfinite.tolist()):
-            if bad:
-                where = f"row {number}: " if len(rows) > 1 else ""
-                error = NonFiniteError(where + _fault(manifest, rows[number], states[number].residual))
-                error.row = number
-                raise error
+        if outcome.nonfinite.any().item():  # the one time that the host waits
+            number = int(outcome.nonfinite.to(torch.uint8).argmax())
+            where = f"row {number}: " if len(rows) > 1 else ""
+            error = NonFiniteError(where + _fault(manifest, rows[number], states[number].residual))
+            error.row = number
+            raise error
         results = []
         for number, state in enumerate(states):
             payload = Payload(self.spec, manifest, {name: part[number] for name, part in outcome.tensors.items()})

@@ -38,11 +38,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.stored)
 
-    def __getitem__(self, which: Tensor | slice) -> Tensor:
+    def __getitem__(self, which: Tensor | np.ndarray | slice) -> Tensor:
         if isinstance(which, slice):
             raw = self.stored[which]
         else:
-            raw = self.stored.index_select(0, which.reshape(-1)).view(*which.shape, *self.stored.shape[1:])
+            indices = torch.as_tensor(which, device=self.device)
+            raw = self.stored.index_select(0, indices.reshape(-1)).view(*indices.shape, *self.stored.shape[1:])
         return raw.sub(self.shift).div_(self.scale).movedim(-1, -3)
 
     @property

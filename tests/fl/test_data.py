@@ -45,6 +45,7 @@ def test_images_are_normalised_as_they_are_taken(dtype) -> None:
     expected = ((values - values.mean(axis=(0, 1, 2))) / values.std(axis=(0, 1, 2))).transpose(0, 3, 1, 2)
     taken = images[indices]
     np.testing.assert_allclose(taken.numpy(), expected[indices.numpy()], atol=1e-5)
+    assert torch.equal(images[indices.numpy()], taken)
     np.testing.assert_array_equal(images[3:7].numpy(), images[torch.arange(3, 7)].numpy())
     assert taken.movedim(-3, -1).is_contiguous()  # channels last
     np.testing.assert_allclose(dataset.low.numpy(), expected.min(axis=(0, 2, 3)), atol=1e-5)

@@ -15,7 +15,8 @@ from benchmarks import leads
 from benchmarks.leads import LEADS, Lead, Learner
 from benchmarks.synthesis_lab import Lab
 from fedsynsam.fl.config import RunConfig
-from fedsynsam.fl.simulation import Simulation, one_thread_each
+from fedsynsam.fl.machine import one_thread_each
+from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.synthesis import UPDATE_SHARE, learn
 
 

@@ -54,6 +54,10 @@ class Lead:
     drift_mix: float = 0.0  # at use: d = g/‖g‖ + drift_mix (w − w_t)/‖w − w_t‖
     sets: int = 1  # latest sets that are used together
     payloads: int = 4  # of a round that are known, at most what the run kept
+    along: float = 0.0  # a client's update is matched up to so far along itself
+    aside: float = 0.0  # and up to so far along another client's
+    joined: int = 1  # updates of one round that are matched together, each with a random weight
+    weighed: bool = False  # displacements, too, are held against the classes that their rounds saw
     truth: bool = False  # match the gradient of training data (a bound)
 
 
@@ -81,6 +85,34 @@ LEADS = {
     "and smooth first images": dataclasses.replace(BEST, smooth=7),
     "and half the cosine layer by layer": dataclasses.replace(BEST, layers=0.5),
     "and drift in the mix": dataclasses.replace(BEST, drift_mix=0.3),
+    "and 10 payloads a round": dataclasses.replace(BEST, payloads=10),
+    "and 10 payloads, 3 joined": dataclasses.replace(BEST, payloads=10, joined=3),
+    "and 10 payloads, 10 joined": dataclasses.replace(BEST, payloads=10, joined=10),
+    "and 4 payloads, 4 joined": dataclasses.replace(BEST, joined=4),
+    "p10": (P10 := dataclasses.replace(BEST, payloads=10)),
+    "p10 along 1": dataclasses.replace(P10, along=1.0),
+    "p10 along 3": dataclasses.replace(P10, along=3.0),
+    "p10 aside 3": dataclasses.replace(P10, aside=3.0),
+    "p10 u0.7": dataclasses.replace(P10, updates=0.7),
+    "p10 u0.3": dataclasses.replace(P10, updates=0.3),
+    "p10 1200": dataclasses.replace(P10, steps=1200),
+    "p10 i10": dataclasses.replace(P10, images=10),
+    "p10 drift": dataclasses.replace(P10, drift_mix=0.3),
+    "p10 drift0.6": dataclasses.replace(P10, drift_mix=0.6),
+    "p10 i10 drift": dataclasses.replace(P10, images=10, drift_mix=0.3),
+    "p10 seg3": dataclasses.replace(P10, segment=3),
+    "p10 seg10": dataclasses.replace(P10, segment=10),
+    "p10 j10 masked": dataclasses.replace(P10, joined=10, masked=True),
+    "p10 avg": dataclasses.replace(P10, average=0.97),
+    "p10 2pieces": dataclasses.replace(P10, pieces=2),
+    "p10 2sets": dataclasses.replace(P10, sets=2),
+    "p10 client mix": dataclasses.replace(P10, mix="client"),
+    "p10 i10 client mix": dataclasses.replace(P10, mix="client", images=10),
+    "p10 i10 true mix": dataclasses.replace(P10, mix="true", images=10),
+    "p10 j10 client mix": dataclasses.replace(P10, mix="client", joined=10),
+    "p10 true mix": dataclasses.replace(P10, mix="true"),
+    "and displacements weighed": dataclasses.replace(BEST, payloads=10, weighed=True),
+    "and displacements weighed, 3 joined": dataclasses.replace(BEST, payloads=10, weighed=True, joined=3),
     "bound: and true shares of labels": dataclasses.replace(BEST, mix="true"),
     "bound: gradients of training data": Lead(truth=True),
 }
@@ -148,13 +180,31 @@ class Learner:
             images = images.roll(tuple(int(by) for by in rng.integers(-lead.shift, lead.shift + 1, 2)), (2, 3))
         if rng.random() < lead.updates:
             round_number = int(rng.integers(1, self.last + 1))
-            place = int(rng.integers(len(self.evidence.payloads[round_number])))
-            start, update = lab.weights[round_number - 1], lab.updates[round_number][place]
-            mix = self.mix(round_number, place, update)
-            shares = mix.repeat_interleave(lead.images) / lead.images
-            counted = torch.nonzero(shares).squeeze(1)
-            gradient = lab.loss.gradient(start, images[counted], labels[counted], shares[counted])
-            target, entries = start - (start + update), update != 0
+            known = len(self.evidence.payloads[round_number])
+            places = rng.choice(known, min(lead.joined, known), replace=False)
+            weights = rng.dirichlet(np.ones(len(places))) if len(places) > 1 else [1.0]
+            start, update, mix = lab.weights[round_number - 1], torch.zeros_like(lab.weights[0]), torch.tensor(0.0)
+            for place, weight in zip(places, weights, strict=True):
+                part = lab.updates[round_number][place]
+                update = update + float(weight) * part
+                mix = mix + float(weight) * self.mix(round_number, int(place), part)
+            other = lab.updates[round_number][int(rng.integers(known))] if lead.aside else update
+            start = start + lead.along * float(rng.random()) * update + lead.aside * float(rng.random()) * other
+            gradient = self.weighed(start, images, labels, mix)
+            target, entries = -update, update != 0
+        elif lead.weighed:
+            first, newest = min(self.evidence.weights), max(self.evidence.weights)
+            begin = int(rng.integers(first, max(first, newest - lead.segment) + 1))
+            rounds = range(begin + 1, min(begin + lead.segment, newest) + 1)
+            mixes = [
+                self.mix(r, place, lab.updates[r][place])
+                for r in rounds for place in range(len(self.evidence.payloads[r]))
+            ]  # fmt: skip
+            start, goal = lab.weights[begin], lab.weights[rounds[-1]]
+            aside = lab.updates[begin + 1][int(rng.integers(len(self.evidence.payloads[begin + 1])))]
+            start = start + lead.drift * float(rng.random()) * aside
+            target = start - goal
+            gradient = self.weighed(start, images, labels, torch.stack(mixes).mean(dim=0))
         else:
             start, goal = self.evidence.sample(lead.segment, lead.drift, 1, rng)
             target = start - goal
@@ -172,12 +222,20 @@ class Learner:
             loss = (1 - lead.layers) * loss + lead.layers * (1.0 - each.mean())
         return loss
 
+    def weighed(self, start: Tensor, images: Tensor, labels: Tensor, mix: Tensor) -> Tensor:
+        """The gradient [P] at `start` of images that count by their class's share in `mix`."""
+        shares = mix.repeat_interleave(self.lead.images) / self.lead.images
+        counted = torch.nonzero(shares).squeeze(1)
+        return self.lab.loss.gradient(start, images[counted], labels[counted], shares[counted])
+
     def mix(self, round_number: int, place: int, update: Tensor) -> Tensor:
         """The client's mix of labels, known or estimated."""
         classes = self.lab.dataset.classes
         equal = torch.full((classes,), 1.0 / classes)
         if self.lead.mix == "rows":
             return self.lab.label_mix(update)
+        if self.lead.mix == "client":
+            return self.lab.client_mix(round_number, place, self.last)
         if self.lead.mix == "true":
             return self.lab.true_mix(round_number, place)
         grown = update[-classes:].clamp_min(0.0)

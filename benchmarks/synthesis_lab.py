@@ -63,6 +63,7 @@ class Lab:
             blobs = [bytes(part[key].numpy()) for key in sorted(part, key=int)]
             self.payloads[round_number] = [Payload.decode(blob, like=tensors["weights"]) for blob in blobs]
             self.updates[round_number] = [cast(Tensor, item.decompress()) for item in self.payloads[round_number]]
+        self._mixes = dict[tuple[int, int], Tensor]()
         self.server = Server(config, tensors["weights"])
         measured = range(config.synthetic_start + 5, config.rounds + 1, 5)
         self.probes = [probe for round_number in measured for probe in self._probes(round_number)]
@@ -96,10 +97,26 @@ class Lab:
         kept.payloads = {r: p[:payloads] for r, p in self.payloads.items() if r <= last}
         return kept
 
+    def sender(self, round_number: int, place: int) -> int:
+        """The client whose payload was kept at `place` in a round."""
+        cohort, kept = self.server.cohort(round_number), len(self.payloads[round_number])
+        return cohort[(round_number + place * len(cohort) // kept) % len(cohort)]
+
+    def client_mix(self, round_number: int, place: int, last: int) -> Tensor:
+        """A client's mix of labels as all its payloads until round `last` tell it together."""
+        client = self.sender(round_number, place)
+        if (client, last) not in self._mixes:
+            mixes = [
+                self.label_mix(update)
+                for r, updates in self.updates.items() if r <= last
+                for i, update in enumerate(updates) if self.sender(r, i) == client
+            ]  # fmt: skip
+            self._mixes[client, last] = torch.stack(mixes).mean(dim=0)
+        return self._mixes[client, last]
+
     def true_mix(self, round_number: int, place: int) -> Tensor:
         """The mix of labels of the client whose payload was kept at `place` in a round."""
-        cohort, kept = self.server.cohort(round_number), len(self.payloads[round_number])
-        client = cohort[(round_number + place * len(cohort) // kept) % len(cohort)]
+        client = self.sender(round_number, place)
         counts = torch.bincount(
             self.dataset.y_train[torch.from_numpy(self.parts[client])], minlength=self.dataset.classes
         )

@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,8 +92,8 @@ def cuobjdump() -> str:
 # ---- CUDA ----
 
 
-def compile_cuda(source: Path, nvcc: str, architectures: tuple[int, ...]) -> Iterator[Usage]:
-    """Compile one .cu file for all architectures and yield what ptxas reports of each kernel."""
+def compile_cuda(source: Path, nvcc: str, architectures: tuple[int, ...]) -> list[Usage]:
+    """Compile one .cu file for all architectures and return what ptxas reports of each kernel."""
     targets = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-c", *NVCC_FLAGS, f"-I{source.parent.parent}", *targets, str(source)]
@@ -101,8 +103,7 @@ def compile_cuda(source: Path, nvcc: str, architectures: tuple[int, ...]) -> Ite
     if result.returncode != 0:
         raise RuntimeError(f"nvcc failed on {source}:\n{result.stderr}")
     compiler = nvcc_version(nvcc)
-    for usage in parse_ptxas(demangled(result.stderr), source.name):
-        yield usage._replace(compiler=compiler)
+    return [usage._replace(compiler=compiler) for usage in parse_ptxas(demangled(result.stderr), source.name)]
 
 
 def parse_ptxas(report: str, file: str) -> Iterator[Usage]:
@@ -136,24 +137,43 @@ def demangled(text: str) -> str:
 
 
 def usages(folder: Path, architectures: tuple[int, ...]) -> Iterator[Usage]:
-    """Yield the usage of every kernel that can be compiled here; say on stderr what cannot."""
+    """Yield the usage of every kernel that can be compiled here, in a fixed order; say on stderr what cannot.
+
+    As many compilers run at a time as there are cores.
+    """
+    with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        compiled = [
+            pool.submit(_compile_nth, place, architecture)
+            for place in range(_count_of_cases())
+            for architecture in architectures
+        ]
+        sources, nvcc = sorted(folder.glob("*.cu")), shutil.which("nvcc")
+        if nvcc is None or not sources:
+            reason = f"no .cu files in {folder}" if nvcc else "nvcc is not on PATH"
+            print(f"CUDA kernels left out: {reason}", file=sys.stderr)
+        else:
+            compiled += [pool.submit(compile_cuda, source, nvcc, architectures) for source in sources]
+        try:
+            for each in compiled:
+                yield from each.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _count_of_cases() -> int:
     try:
         from .aot_cases import all_cases
-
-        cases = all_cases()
     except ImportError as error:
         print(f"Triton kernels left out: {error}", file=sys.stderr)
-        cases = []
-    for case in cases:
-        for architecture in architectures:
-            yield compile_case(case, architecture)
-    sources, nvcc = sorted(folder.glob("*.cu")), shutil.which("nvcc")
-    if nvcc is None or not sources:
-        reason = f"no .cu files in {folder}" if nvcc else "nvcc is not on PATH"
-        print(f"CUDA kernels left out: {reason}", file=sys.stderr)
-        return
-    for source in sources:
-        yield from compile_cuda(source, nvcc, architectures)
+        return 0
+    return len(all_cases())
+
+
+def _compile_nth(place: int, architecture: int) -> list[Usage]:
+    """`compile_case` of a case by its place, for a kernel cannot be sent to another process."""
+    from .aot_cases import all_cases
+
+    return [compile_case(all_cases()[place], architecture)]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -125,7 +125,7 @@ def _restored(tensors: dict[str, Tensor], numbers: dict[str, Any], fresh: Server
     if synthetic := _within(tensors, "synthetic"):
         state.synthetic = SyntheticSet(**synthetic)
     if fresh.evidence is not None:
-        state.evidence = Evidence(fresh.evidence.window, fresh.evidence.payloads_kept)
+        state.evidence = Evidence(fresh.evidence.window)
         for round_number, part in sorted(_grouped(tensors, "evidence").items()):
             state.evidence.weights[round_number] = part.pop("weights")
             blobs = [bytes(part[key].cpu().numpy()) for key in sorted(part, key=int)]

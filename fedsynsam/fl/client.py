@@ -14,16 +14,19 @@ from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.correction import Correction
 from fedsynsam.fl.cosines import Probe
 from fedsynsam.fl.flat import RowModel
-from fedsynsam.fl.perturbation import Perturbation
+from fedsynsam.fl.perturbation import Direction, Perturbation
 from fedsynsam.fl.records import Record
 from fedsynsam.fl.steps import Steps
-from fedsynsam.ops import sam_perturb, sam_step
+from fedsynsam.ops.sam_plans import Plan, plan_perturb, plan_step
 from fedsynsam.wire import Payload
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The buffers in which R clients are trained: weights w, perturbed weights w', momentum; one client a row."""
+    """The buffers in which R clients are trained: weights w, perturbed weights w', momentum; one client a row.
+
+    `model` and `ahead` write their gradients to the same tensor: that at w is used up when that at w' is computed.
+    """
 
     model: RowModel
     ahead: RowModel
@@ -64,6 +67,16 @@ def train(
     constant = correction.constant
     if constant is not None and correction.scale != 1.0:
         constant = constant / correction.scale
+    step = plan_step(
+        model.weights,
+        model.gradient,  # which is that of `ahead`, too
+        lr=config.lr * correction.scale,
+        weight_decay=(config.weight_decay + correction.decay) / correction.scale,
+        momentum=config.momentum,
+        momentum_buffer=rows.velocity if config.momentum else None,
+        correction=constant,
+    )
+    planned: tuple[Direction, Plan] | None = None
     losses = []
     for number in range(len(work.steps)):
         batch = work.steps[number]
@@ -75,27 +88,19 @@ def train(
         direction = work.perturbation.direction(model, batch, number)
         if direction is None:
             losses.append(model.backward_each(batch))
-            gradient = model.gradient
         else:
-            sam_perturb(
-                model.weights,
-                direction.gradient,
-                rho=config.rho or 0.0,
-                synthetic=direction.synthetic,
-                beta=direction.beta,
-                out=ahead.weights,
-            )
+            if planned is None or not direction.same_tensors(planned[0]):
+                planned = direction, plan_perturb(
+                    model.weights,
+                    direction.gradient,
+                    rho=config.rho or 0.0,
+                    synthetic=direction.synthetic,
+                    beta=direction.beta,
+                    out=ahead.weights,
+                )
+            planned[1]()
             losses.append(ahead.backward_each(batch))
-            gradient = ahead.gradient
-        sam_step(
-            model.weights,
-            gradient,
-            lr=config.lr * correction.scale,
-            weight_decay=(config.weight_decay + correction.decay) / correction.scale,
-            momentum=config.momentum,
-            momentum_buffer=rows.velocity if config.momentum else None,
-            correction=constant,
-        )
+        step()
     return model.weights - start, torch.stack(losses).mean(dim=0), *work.perturbation.results()
 
 

@@ -15,22 +15,26 @@ from torch import Tensor
 from fedsynsam.wire import Payload
 
 
+MOST_PAYLOADS = 10  # kept of a round
+ROOM = 4  # dense vectors: what the payloads kept of a round take in bytes at most, if that is room for one
+
+
 @dataclass
 class Evidence:
-    """The last `window` rounds, and `payloads_kept` of the payloads of each."""
+    """The last `window` rounds, and of each as many payloads as fit into `ROOM` dense vectors, ten at most."""
 
     window: int
-    payloads_kept: int = 4
     weights: dict[int, Tensor] = field(default_factory=dict)  # round -> global weights [P] after it
     payloads: dict[int, list[Payload]] = field(default_factory=dict)  # round -> payloads received in it
 
     def add(self, round_number: int, weights: Tensor, payloads: Sequence[Payload] = ()) -> None:
         """Record the global weights after `round_number` and what the server received in it."""
         self.weights[round_number] = weights
+        largest = max((payload.wire_bytes for payload in payloads), default=1)
+        kept = min(len(payloads), MOST_PAYLOADS, max(1, ROOM * weights.nbytes // largest))
         # spread over the cohort, and a different part of it in each round
         self.payloads[round_number] = [
-            payloads[(round_number + i * len(payloads) // self.payloads_kept) % len(payloads)]
-            for i in range(min(self.payloads_kept, len(payloads)))
+            payloads[(round_number + i * len(payloads) // kept) % len(payloads)] for i in range(kept)
         ]
         for old in [key for key in self.weights if key < round_number - self.window]:
             del self.weights[old], self.payloads[old]

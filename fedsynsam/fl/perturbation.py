@@ -26,6 +26,11 @@ class Direction:
     synthetic: Tensor | None = None
     beta: float = 1.0
 
+    def same_tensors(self, other: Direction) -> bool:
+        """Whether the two are the same function of the same tensors, whatever these hold."""
+        same = self.gradient is other.gradient and self.synthetic is other.synthetic
+        return same and self.beta == other.beta
+
 
 class Perturbation(ABC):
     """A source of directions for R clients in one round."""

@@ -20,16 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import DTYPES, check_written
+from .arguments import check_written
 from .library import register
-from .sam_arguments import (
-    check_direction,
-    check_finite,
-    check_like,
-    check_momentum,
-    check_norm,
-    check_weights,
-)
+from .sam_arguments import check_direction, check_norm, check_perturb, check_step
 from .sam_backends import norm_into, perturb_into, step_into
 
 # ---- public functions ----
@@ -83,16 +76,11 @@ def sam_perturb(
     out: contiguous float32 [C, n] that overlaps no input. Raises ArgumentError for a wrong shape, dtype, device
     or value.
     """
-    check_direction(weights, gradient, synthetic, beta)
-    check_finite(rho=rho)
-    if norm is not None:
-        check_norm("norm", norm, weights)
+    check_perturb(weights, gradient, synthetic, norm, rho, beta, out)
     weights, gradient, synthetic = weights.contiguous(), gradient.contiguous(), _contiguous(synthetic)
     norm = _contiguous(norm)
     if out is None:
         return _perturb(weights, gradient, synthetic, norm, rho, beta, adaptive)
-    check_like("out", out, weights)
-    check_written("out", out)
     _perturb_out(weights, gradient, synthetic, norm, rho, beta, adaptive, out)
     return out
 
@@ -116,15 +104,9 @@ def sam_step(
     correction: float32 [C, n], e.g. a proximal term or control variates. Raises ArgumentError for a wrong shape,
     dtype, device or value, and for tensors that overlap what is written.
     """
-    check_weights(weights)
-    check_written("weights", weights)
-    check_like("gradient", gradient, weights, DTYPES)
-    check_finite(lr=lr, weight_decay=weight_decay, momentum=momentum)
-    if correction is not None:
-        check_like("correction", correction, weights)
-        correction = correction.contiguous()
-    check_momentum(momentum, momentum_buffer, weights)
-    _step(weights, gradient.contiguous(), correction, momentum_buffer, lr, weight_decay, momentum)
+    check_step(weights, gradient, correction, momentum_buffer, lr, weight_decay, momentum)
+    gradient, correction = gradient.contiguous(), _contiguous(correction)
+    _step(weights, gradient, correction, momentum_buffer, lr, weight_decay, momentum)
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

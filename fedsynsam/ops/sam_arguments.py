@@ -50,6 +50,42 @@ def check_direction(weights: Tensor, gradient: Tensor, synthetic: Tensor | None,
         raise ArgumentError(f"synthetic has dtype {synthetic.dtype}; expected {gradient.dtype}, like gradient")
 
 
+def check_perturb(
+    weights: Tensor,
+    gradient: Tensor,
+    synthetic: Tensor | None,
+    norm: Tensor | None,
+    rho: float,
+    beta: float,
+    out: Tensor | None,
+) -> None:
+    check_direction(weights, gradient, synthetic, beta)
+    check_finite(rho=rho)
+    if norm is not None:
+        check_norm("norm", norm, weights)
+    if out is not None:
+        check_like("out", out, weights)
+        check_written("out", out)
+
+
+def check_step(
+    weights: Tensor,
+    gradient: Tensor,
+    correction: Tensor | None,
+    momentum_buffer: Tensor | None,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+) -> None:
+    check_weights(weights)
+    check_written("weights", weights)
+    check_like("gradient", gradient, weights, DTYPES)
+    check_finite(lr=lr, weight_decay=weight_decay, momentum=momentum)
+    if correction is not None:
+        check_like("correction", correction, weights)
+    check_momentum(momentum, momentum_buffer, weights)
+
+
 def check_finite(**values: float) -> None:
     for name, value in values.items():
         if not math.isfinite(value):

@@ -10,10 +10,10 @@ from ..reference import quantize as reference
 LARGEST_STEP_8BIT = tl.constexpr(reference.LARGEST_STEP_8BIT)
 
 
-@triton.jit
-def levels(BITS: tl.constexpr):
+@triton.constexpr_function
+def levels(bits: int) -> int:
     """L, the levels on each side of zero; 1 for one bit."""
-    return 1 if BITS == 1 else (1 << (BITS - 1)) - 1
+    return 1 if bits == 1 else (1 << (bits - 1)) - 1
 
 
 @triton.jit

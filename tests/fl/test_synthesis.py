@@ -18,8 +18,8 @@ from fedsynsam.fl.synthesis import first_set, learn
 from fedsynsam.fl.synthetic import SyntheticSet
 
 
-def payload(update: torch.Tensor):
-    sender = compressor("none")
+def payload(update: torch.Tensor, spec: str = "none"):
+    sender = compressor(spec)
     return sender.compress(update, sender.init(update), seed=0)[0]
 
 
@@ -110,12 +110,11 @@ def test_first_set_is_balanced(tiny_dataset) -> None:
 
 
 def test_evidence_forgets_old_rounds_and_samples_within_what_is_left() -> None:
-    evidence = Evidence(window=4, payloads_kept=2)
+    evidence = Evidence(window=4)
     evidence.add(0, torch.tensor([0.0]))
     for number in range(1, 10):
         evidence.add(number, torch.tensor([float(number)]), [payload(torch.tensor([0.25]))] * 3)
     assert sorted(evidence.weights) == [5, 6, 7, 8, 9]
-    assert all(len(kept) == 2 for kept in evidence.payloads.values())
     rng = np.random.default_rng(0)
     pairs = [evidence.sample(2, 0.0, 1, rng) for _ in range(100)]
     assert {(float(start), float(goal)) for start, goal in pairs} == {(5.0, 7.0), (6.0, 8.0), (7.0, 9.0)}
@@ -124,6 +123,16 @@ def test_evidence_forgets_old_rounds_and_samples_within_what_is_left() -> None:
     assert 0.45 < max(drifted) <= 0.5
     averaged = [float(evidence.sample(2, 0.0, 3, rng)[1]) for _ in range(50)]
     assert set(averaged) == {8.0}
+
+
+@pytest.mark.parametrize(("spec", "kept"), [("none", 3), ("quantize:8", 10), ("topk:0.01", 10)])
+def test_evidence_keeps_ten_payloads_or_what_four_dense_vectors_have_room_for(spec: str, kept: int) -> None:
+    weights = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    payloads = [payload(weights, spec) for _ in range(12)]
+    evidence = Evidence(window=2)
+    evidence.add(1, weights, payloads)
+    assert len(evidence.payloads[1]) == kept
+    assert len({id(payload) for payload in evidence.payloads[1]}) == kept
 
 
 def test_gradient_mismatch_is_one_minus_the_cosine(tiny_dataset) -> None:

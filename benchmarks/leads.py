@@ -38,7 +38,7 @@ class Lead:
     """What a lead changes. The defaults are gradient matching as it was at first: displacements alone."""
 
     updates: float = 0.0  # share of steps that match a client's update
-    mix: str = "rows"  # the client's mix of labels: rows, bias, equal, or true (a bound)
+    mix: str = "rows"  # the client's mix of labels: rows, client (rows of all it sent), bias, equal, or true (a bound)
     steps: int = 300
     drift: float = 3.0
     segment: int = 5
@@ -61,7 +61,8 @@ class Lead:
     truth: bool = False  # match the gradient of training data (a bound)
 
 
-BEST = Lead(updates=0.5, drift=5.0, steps=600)  # the library's
+UPDATES = Lead(updates=0.5, drift=5.0, steps=600)  # the library's, when it kept four payloads of a round
+BEST = dataclasses.replace(UPDATES, payloads=10)  # the library's
 LEADS = {
     "displacements": Lead(),
     "displacements, 600 steps": Lead(steps=600),
@@ -75,44 +76,29 @@ LEADS = {
     "updates, shares from the rows": Lead(updates=0.5),
     "updates, shares from the rows, entries sent": Lead(updates=0.5, masked=True),
     "updates, 600 steps": Lead(updates=0.5, steps=600),
-    "updates, 600 steps, starts up to 5 updates away": BEST,
-    "and only 2 payloads a round": dataclasses.replace(BEST, payloads=2),
-    "and in 7 of 10 steps": dataclasses.replace(BEST, updates=0.7),
-    "and 10 images a class": dataclasses.replace(BEST, images=10),
-    "and images shifted": dataclasses.replace(BEST, shift=2),
-    "and total variation": dataclasses.replace(BEST, variation=0.3),
-    "and images from a 14x14 grid": dataclasses.replace(BEST, grid=14),
-    "and smooth first images": dataclasses.replace(BEST, smooth=7),
-    "and half the cosine layer by layer": dataclasses.replace(BEST, layers=0.5),
-    "and drift in the mix": dataclasses.replace(BEST, drift_mix=0.3),
-    "and 10 payloads a round": dataclasses.replace(BEST, payloads=10),
-    "and 10 payloads, 3 joined": dataclasses.replace(BEST, payloads=10, joined=3),
-    "and 10 payloads, 10 joined": dataclasses.replace(BEST, payloads=10, joined=10),
-    "and 4 payloads, 4 joined": dataclasses.replace(BEST, joined=4),
-    "p10": (P10 := dataclasses.replace(BEST, payloads=10)),
-    "p10 along 1": dataclasses.replace(P10, along=1.0),
-    "p10 along 3": dataclasses.replace(P10, along=3.0),
-    "p10 aside 3": dataclasses.replace(P10, aside=3.0),
-    "p10 u0.7": dataclasses.replace(P10, updates=0.7),
-    "p10 u0.3": dataclasses.replace(P10, updates=0.3),
-    "p10 1200": dataclasses.replace(P10, steps=1200),
-    "p10 i10": dataclasses.replace(P10, images=10),
-    "p10 drift": dataclasses.replace(P10, drift_mix=0.3),
-    "p10 drift0.6": dataclasses.replace(P10, drift_mix=0.6),
-    "p10 i10 drift": dataclasses.replace(P10, images=10, drift_mix=0.3),
-    "p10 seg3": dataclasses.replace(P10, segment=3),
-    "p10 seg10": dataclasses.replace(P10, segment=10),
-    "p10 j10 masked": dataclasses.replace(P10, joined=10, masked=True),
-    "p10 avg": dataclasses.replace(P10, average=0.97),
-    "p10 2pieces": dataclasses.replace(P10, pieces=2),
-    "p10 2sets": dataclasses.replace(P10, sets=2),
-    "p10 client mix": dataclasses.replace(P10, mix="client"),
-    "p10 i10 client mix": dataclasses.replace(P10, mix="client", images=10),
-    "p10 i10 true mix": dataclasses.replace(P10, mix="true", images=10),
-    "p10 j10 client mix": dataclasses.replace(P10, mix="client", joined=10),
-    "p10 true mix": dataclasses.replace(P10, mix="true"),
-    "and displacements weighed": dataclasses.replace(BEST, payloads=10, weighed=True),
-    "and displacements weighed, 3 joined": dataclasses.replace(BEST, payloads=10, weighed=True, joined=3),
+    "updates, 600 steps, starts up to 5 updates away": UPDATES,
+    "and only 2 payloads a round": dataclasses.replace(UPDATES, payloads=2),
+    "and in 7 of 10 steps": dataclasses.replace(UPDATES, updates=0.7),
+    "and 10 images a class": dataclasses.replace(UPDATES, images=10),
+    "and images shifted": dataclasses.replace(UPDATES, shift=2),
+    "and total variation": dataclasses.replace(UPDATES, variation=0.3),
+    "and images from a 14x14 grid": dataclasses.replace(UPDATES, grid=14),
+    "and smooth first images": dataclasses.replace(UPDATES, smooth=7),
+    "and half the cosine layer by layer": dataclasses.replace(UPDATES, layers=0.5),
+    "and drift in the mix": dataclasses.replace(UPDATES, drift_mix=0.3),
+    "10 payloads": BEST,
+    "10 payloads, 10 images a class": dataclasses.replace(BEST, images=10),
+    "10 payloads, drift in the mix": dataclasses.replace(BEST, drift_mix=0.3),
+    "10 payloads, 10 images a class, drift in the mix": dataclasses.replace(BEST, images=10, drift_mix=0.3),
+    "10 payloads, shares from all that the client sent": dataclasses.replace(BEST, mix="client"),
+    "10 payloads, a cohort's updates joined": dataclasses.replace(BEST, joined=10),
+    "10 payloads, displacements by their rounds' shares": dataclasses.replace(BEST, weighed=True),
+    "10 payloads, updates matched on their way": dataclasses.replace(BEST, along=1.0),
+    "10 payloads, updates matched off their way": dataclasses.replace(BEST, aside=3.0),
+    "10 payloads, two pieces a step": dataclasses.replace(BEST, pieces=2),
+    "10 payloads, 1200 steps": dataclasses.replace(BEST, steps=1200),
+    "10 payloads, average of the last images": dataclasses.replace(BEST, average=0.97),
+    "10 payloads, two latest sets together": dataclasses.replace(BEST, sets=2),
     "bound: and true shares of labels": dataclasses.replace(BEST, mix="true"),
     "bound: gradients of training data": Lead(truth=True),
 }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsynsam.fl.algorithm import real_set
-from fedsynsam.fl.checkpoint import _grouped
+from fedsynsam.fl.checkpoint import load_evidence
 from fedsynsam.fl.client import LocalRound
 from fedsynsam.fl.correction import Correction
 from fedsynsam.fl.cosines import STEPS_IN, held_out_sample
@@ -28,9 +28,7 @@ from fedsynsam.fl.runfolder import load_config
 from fedsynsam.fl.server import Server
 from fedsynsam.fl.steps import Steps, draw
 from fedsynsam.fl.streams import BATCHES, PARTITION, WEIGHTS, number, stream
-from fedsynsam.fl.tensorfile import unpack
 from fedsynsam.fl.workers import Worker
-from fedsynsam.wire import Payload
 
 CLIENTS = 6  # of each cohort, measured
 
@@ -53,18 +51,14 @@ class Lab:
         label_mix = LabelMix.of(self.module, self.dataset.classes)
         assert label_mix is not None  # every model here ends in a linear layer
         self.label_mix = label_mix
-        tensors, _ = unpack(
-            (folder / "checkpoint" / "state.safetensors").read_bytes(), str(folder), torch.device("cpu")
-        )
-        self.weights, self.updates = dict[int, Tensor](), dict[int, list[Tensor]]()
-        self.payloads = dict[int, list[Payload]]()
-        for round_number, part in sorted(_grouped(tensors, "evidence").items()):
-            self.weights[round_number] = part.pop("weights")
-            blobs = [bytes(part[key].numpy()) for key in sorted(part, key=int)]
-            self.payloads[round_number] = [Payload.decode(blob, like=tensors["weights"]) for blob in blobs]
-            self.updates[round_number] = [cast(Tensor, item.decompress()) for item in self.payloads[round_number]]
+        seen = load_evidence(folder / "checkpoint", config.synthetic_window)
+        self.weights, self.payloads = seen.weights, seen.payloads
+        self.updates = {
+            number: [cast(Tensor, payload.decompress()) for payload in received]
+            for number, received in seen.payloads.items()
+        }
         self._mixes = dict[tuple[int, int], Tensor]()
-        self.server = Server(config, tensors["weights"])
+        self.server = Server(config, self.weights[max(self.weights)])
         measured = range(config.synthetic_start + 5, config.rounds + 1, 5)
         self.probes = [probe for round_number in measured for probe in self._probes(round_number)]
 

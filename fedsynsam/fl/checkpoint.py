@@ -125,12 +125,23 @@ def _restored(tensors: dict[str, Tensor], numbers: dict[str, Any], fresh: Server
     if synthetic := _within(tensors, "synthetic"):
         state.synthetic = SyntheticSet(**synthetic)
     if fresh.evidence is not None:
-        state.evidence = Evidence(fresh.evidence.window)
-        for round_number, part in sorted(_grouped(tensors, "evidence").items()):
-            state.evidence.weights[round_number] = part.pop("weights")
-            blobs = [bytes(part[key].cpu().numpy()) for key in sorted(part, key=int)]
-            state.evidence.payloads[round_number] = [Payload.decode(blob, like=weights) for blob in blobs]
+        state.evidence = _evidence(tensors, fresh.evidence.window)
     return state
+
+
+def load_evidence(folder: Path, window: int) -> Evidence:
+    """What the server had seen of the run whose checkpoint is in `folder`, on the CPU."""
+    files = TensorFolder(folder)
+    return _evidence(unpack(files.read(STATE), files.source(STATE), torch.device("cpu"))[0], window)
+
+
+def _evidence(tensors: dict[str, Tensor], window: int) -> Evidence:
+    evidence = Evidence(window)
+    for round_number, part in sorted(_grouped(tensors, "evidence").items()):
+        evidence.weights[round_number] = part.pop("weights")
+        blobs = [bytes(part[key].cpu().numpy()) for key in sorted(part, key=int)]
+        evidence.payloads[round_number] = [Payload.decode(blob, like=tensors["weights"]) for blob in blobs]
+    return evidence
 
 
 def _like(tensors: dict[str, Tensor], fresh: ServerState, name: str) -> Tensor:

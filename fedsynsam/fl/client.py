@@ -90,13 +90,16 @@ def train(
             losses.append(model.backward_each(batch))
         else:
             if planned is None or not direction.same_tensors(planned[0]):
-                planned = direction, plan_perturb(
-                    model.weights,
-                    direction.gradient,
-                    rho=config.rho or 0.0,
-                    synthetic=direction.synthetic,
-                    beta=direction.beta,
-                    out=ahead.weights,
+                planned = (
+                    direction,
+                    plan_perturb(
+                        model.weights,
+                        direction.gradient,
+                        rho=config.rho or 0.0,
+                        synthetic=direction.synthetic,
+                        beta=direction.beta,
+                        out=ahead.weights,
+                    ),
                 )
             planned[1]()
             losses.append(ahead.backward_each(batch))

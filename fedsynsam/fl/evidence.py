@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fedsynsam.wire import Payload
 
-
 MOST_PAYLOADS = 10  # kept of a round
 ROOM = 4  # dense vectors: what the payloads kept of a round take in bytes at most, if that is room for one
 

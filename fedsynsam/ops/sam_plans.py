@@ -54,17 +54,15 @@ def plan_step(
     """
     check_step(weights, gradient, correction, momentum_buffer, lr, weight_decay, momentum)
     if not _extension_serves("sam_step", weights, gradient, correction):
-        rates = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-        return lambda: sam_step(weights, gradient, **rates, momentum_buffer=momentum_buffer, correction=correction)
+        options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        return lambda: sam_step(weights, gradient, **options, momentum_buffer=momentum_buffer, correction=correction)
     written = {"weights": weights}
     if momentum_buffer is not None:
         written["momentum_buffer"] = momentum_buffer
     check_apart(written, {"gradient": [gradient], "correction": [correction]})
     tensors = (weights.data_ptr(), gradient.data_ptr(), DTYPES[gradient.dtype])
-    rates = (lr, weight_decay, momentum)
-    arguments = (
-        *tensors, address(correction), address(momentum_buffer), *rates, *weights.shape, torch.get_num_threads()
-    )  # fmt: skip
+    optional = (address(correction), address(momentum_buffer))
+    arguments = (*tensors, *optional, lr, weight_decay, momentum, *weights.shape, torch.get_num_threads())
     return _call(loaded().sam_step_cpu, arguments, weights, gradient, correction, momentum_buffer)
 
 

@@ -20,6 +20,8 @@ from .groups import Comparison, headlines
 from .page import comparison_page, why_no_page
 from .text import bytes_text, percent
 
+ALIKE = 0.05  # relative difference up to which two uplinks are told in one row
+
 COLUMNS = [
     "algorithm",
     "compressor",
@@ -100,13 +102,41 @@ def table_rows(comparison: Comparison) -> list[list[str]]:
     for algorithm in comparison.algorithms:
         cells = [comparison.group(algorithm, compressor) for compressor in comparison.compressors]
         rows.append([algorithm, *("" if cell is None else percent(cell.mean, cell.spread) for cell in cells)])
-    uplink = ["uplink a run"]
-    for compressor in comparison.compressors:
-        runs = [run for group in comparison.groups if group.compressor == compressor for run in group.runs]
-        total = statistics.fmean(run.summary["uplink_bytes"] for run in runs)
-        ratio = statistics.fmean(run.summary["uplink_ratio"] for run in runs)
-        uplink.append(f"{bytes_text(total)} ({ratio:.1f} x smaller)")
-    return [*rows, uplink]
+    return [*rows, *_uplink_rows(comparison)]
+
+
+def _uplink_rows(comparison: Comparison) -> list[list[str]]:
+    """A row of what a run's clients send under each compressor, and one for each algorithm that sends more or less."""
+    usual = {spec: statistics.median(_ratios(comparison, spec).values()) for spec in comparison.compressors}
+    unlike = [
+        algorithm
+        for algorithm in comparison.algorithms
+        if any(
+            abs(_ratios(comparison, spec).get(algorithm, usual[spec]) / usual[spec] - 1) > ALIKE
+            for spec in comparison.compressors
+        )
+    ]
+    alike = [algorithm for algorithm in comparison.algorithms if algorithm not in unlike]
+    rows = [("uplink a run", alike)] if alike else []
+    rows += [(f"uplink a run, {algorithm}", [algorithm]) for algorithm in unlike]
+    return [
+        [name, *(_uplink(comparison, algorithms, spec) for spec in comparison.compressors)] for name, algorithms in rows
+    ]
+
+
+def _ratios(comparison: Comparison, compressor: str) -> dict[str, float]:
+    """How many times smaller each algorithm's uplink is than a dense one."""
+    groups = [group for group in comparison.groups if group.compressor == compressor]
+    return {group.algorithm: statistics.fmean(run.summary["uplink_ratio"] for run in group.runs) for group in groups}
+
+
+def _uplink(comparison: Comparison, algorithms: list[str], compressor: str) -> str:
+    groups = [group for group in comparison.groups if group.compressor == compressor and group.algorithm in algorithms]
+    if not groups:
+        return ""
+    ratios = _ratios(comparison, compressor)
+    ratio = statistics.fmean(ratios[group.algorithm] for group in groups)
+    return f"{bytes_text(statistics.fmean(group.uplink for group in groups))} ({ratio:.1f} x smaller)"
 
 
 def markdown_table(comparison: Comparison) -> str:

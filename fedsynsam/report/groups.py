@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ConfigError
+from ..fl.algorithm import PRESETS
 from ..fl.runfolder import FREE
 from .runs import Run
 from .text import value_text
 
-BASELINES = ("fedavg", "fedsam", "fedlesam")
+BASELINES = ("fedavg", "fedsam", "fedlesam")  # of the headline figure
+STUDY = ("real", "oracle")  # perturbations that no server and no client could make
 
 # Settings in which the runs of a comparison may differ without a sweep: the lists, and what changes no result.
 NOT_SWEPT = {"algorithm", "compressor", "seed", "versions", "engine", "device", *FREE}
@@ -25,6 +27,12 @@ class Group:
     compressor: str
     runs: tuple[Run, ...]
     value: Any = None
+
+    @property
+    def is_rival(self) -> bool:
+        """Whether it is neither a FedSynSAM nor one for study alone."""
+        preset = PRESETS.get(self.algorithm)
+        return preset is not None and preset.perturbation not in ("synthetic", *STUDY)
 
     @property
     def accuracies(self) -> list[float]:

@@ -1,4 +1,4 @@
-"""The paired comparison over seeds: each algorithm against the best of FedAvg, FedSAM and FedLESAM. Needs SciPy."""
+"""The paired comparison over seeds: each algorithm against the best of FedSynSAM's rivals. Needs SciPy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 
 from scipy import stats
 
-from .groups import BASELINES, Comparison, Group
+from .groups import Comparison, Group
 
 HEADER = [
     "algorithm",
@@ -19,14 +19,14 @@ HEADER = [
 
 
 def paired_rows(comparison: Comparison) -> list[list[str]]:
-    """A row for each algorithm and compressor that shares at least two seeds with the best baseline there."""
+    """A row for each algorithm and compressor that shares at least two seeds with the best rival there."""
     rows = []
     for compressor in comparison.compressors:
         groups = [group for group in comparison.groups if group.compressor == compressor]
-        baselines = [group for group in groups if group.algorithm in BASELINES]
-        if not baselines:
+        rivals = [group for group in groups if group.is_rival]
+        if not rivals:
             continue
-        best = max(baselines, key=lambda group: group.mean)
+        best = max(rivals, key=lambda group: group.mean)
         for group in groups:
             if group is best:
                 continue

@@ -72,6 +72,26 @@ def test_table_has_mean_and_standard_deviation() -> None:
     assert "(80.0 x smaller)" in table
 
 
+def test_an_algorithm_that_sends_more_has_an_uplink_of_its_own_in_the_table() -> None:
+    runs = runs_of(fedavg=[0.7], fedsam=[0.6])
+    twice = run("fedsmoo", 0, 0.65)
+    twice.summary.update(uplink_bytes=1000, uplink_ratio=40.0)
+    lines = markdown_table(read_cells([*runs, twice])).splitlines()
+    assert "| uplink a run | 500 B (80.0 x smaller) |" in lines
+    assert "| uplink a run, fedsmoo | 1 kB (40.0 x smaller) |" in lines
+
+
+def test_the_paired_test_is_against_the_best_of_all_rivals() -> None:
+    pytest.importorskip("scipy", reason="the paired test needs SciPy")
+    from fedsynsam.report.paired import paired_rows
+
+    runs = runs_of(fedavg=[0.7, 0.7], feddyn=[0.74, 0.72], fedsynsam=[0.76, 0.75], realset=[0.8, 0.8])
+    rows = {row[0]: row for row in paired_rows(read_cells(runs))}
+    assert set(rows) == {"fedavg", "fedsynsam", "realset"}
+    assert rows["fedsynsam"][2] == "feddyn"
+    assert rows["fedsynsam"][3].startswith("+2.50")
+
+
 def swept(**alphas: float) -> list[Run]:
     """Runs of the five presets of the headline at each alpha, whose accuracies are the given one and more."""
     runs = []

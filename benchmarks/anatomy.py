@@ -99,6 +99,16 @@ def named(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def planned(part: str, function: Callable[..., Callable[[], Any]]) -> Callable[..., Callable[[], Any]]:
+    """`function`, which returns a plan, with the plan named in a profile."""
+
+    @functools.wraps(function)
+    def plan(*arguments: Any, **options: Any) -> Callable[[], Any]:
+        return named(part, function(*arguments, **options))
+
+    return plan
+
+
 def in_this_thread(pool: WorkerPool, function: Callable[..., Any], items: list[Any]) -> list[Any]:
     """`WorkerPool.map` without its threads, which a profile does not see."""
     worker = pool.idle.get()
@@ -114,8 +124,6 @@ def pieces_named() -> Iterator[None]:
     pieces = [
         ("gathering batches", Steps, "__getitem__"),
         ("gathering batches", training, "draw"),
-        ("perturbation and step", client, "sam_perturb"),
-        ("perturbation and step", client, "sam_step"),
         ("compression, bytes, sum", training, "send"),
         ("compression, bytes, sum", server, "aggregate"),
         ("perturbation and step", torch.optim.SGD, "step"),
@@ -126,6 +134,9 @@ def pieces_named() -> Iterator[None]:
         stack.enter_context(mock.patch.object(WorkerPool, "map", in_this_thread))
         for part, owner, name in pieces:
             stack.enter_context(mock.patch.object(owner, name, named(part, getattr(owner, name))))
+        for name in ("plan_perturb", "plan_step"):
+            wrapped = planned("perturbation and step", getattr(client, name))
+            stack.enter_context(mock.patch.object(client, name, wrapped))
         yield
 
 

@@ -128,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--timed", type=int, default=40, help="rounds timed of each case, default 40")
     parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args(arguments)
+    if options.timed < 2:
+        parser.error(f"--timed {options.timed}: quartiles need at least 2 rounds")
     rows = []
     for case in CASES:
         rows.append(measure(case, options.cohort, options.timed, options.cores))

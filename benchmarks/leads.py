@@ -167,17 +167,21 @@ class Learner:
         if rng.random() < lead.updates:
             round_number = int(rng.integers(1, self.last + 1))
             known = len(self.evidence.payloads[round_number])
-            places = rng.choice(known, min(lead.joined, known), replace=False)
+            joined = min(lead.joined, known)
+            places = rng.choice(known, joined, replace=False) if joined > 1 else [int(rng.integers(known))]
             weights = rng.dirichlet(np.ones(len(places))) if len(places) > 1 else [1.0]
             start, update, mix = lab.weights[round_number - 1], torch.zeros_like(lab.weights[0]), torch.tensor(0.0)
             for place, weight in zip(places, weights, strict=True):
                 part = lab.updates[round_number][place]
                 update = update + float(weight) * part
                 mix = mix + float(weight) * self.mix(round_number, int(place), part)
-            other = lab.updates[round_number][int(rng.integers(known))] if lead.aside else update
-            start = start + lead.along * float(rng.random()) * update + lead.aside * float(rng.random()) * other
+            if lead.along:
+                start = start + lead.along * float(rng.random()) * update
+            if lead.aside:
+                other = lab.updates[round_number][int(rng.integers(known))]
+                start = start + lead.aside * float(rng.random()) * other
             gradient = self.weighed(start, images, labels, mix)
-            target, entries = -update, update != 0
+            target, entries = start - (start + update), update != 0
         elif lead.weighed:
             first, newest = min(self.evidence.weights), max(self.evidence.weights)
             begin = int(rng.integers(first, max(first, newest - lead.segment) + 1))

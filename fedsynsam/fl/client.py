@@ -32,6 +32,9 @@ class Rows:
     ahead: RowModel
     velocity: Tensor  # f32 [R, P]
 
+    def __post_init__(self) -> None:
+        assert self.ahead.gradient is self.model.gradient
+
 
 @dataclass(frozen=True)
 class LocalRound:

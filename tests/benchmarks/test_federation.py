@@ -14,7 +14,7 @@ from benchmarks.peers.job import Job
 def test_every_case_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(federation, "WARMUP", 2)
     out = tmp_path / "federation.csv"
-    federation.main(["--out", str(out), "--cohort", "2", "--timed", "1"])
+    federation.main(["--out", str(out), "--cohort", "2", "--timed", "2"])
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["algorithm"] for row in rows] == [case.algorithm for case in federation.CASES]

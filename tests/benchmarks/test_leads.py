@@ -49,7 +49,7 @@ def small(lead: Lead) -> Lead:
 
 def test_the_plain_loop_is_the_librarys(lab: Lab) -> None:
     config = lab.config
-    lead = Lead(updates=UPDATE_SHARE, steps=6, drift=config.synthetic_drift, segment=1, images=2)
+    lead = Lead(updates=UPDATE_SHARE, steps=6, drift=config.synthetic_drift, segment=1, images=2, payloads=10)
     with one_thread_each():
         own, (images, labels) = Learner(lab, lead, 4).learn(None)
         theirs, _ = learn(config, lab.module, lab.dataset, lab.evidence(4), None, 4)

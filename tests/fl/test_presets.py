@@ -40,9 +40,9 @@ class Problem:
 class QuadraticModel:
     """The problem as a `RowModel`: an example's label is its client, and the shared image is the minimum of f_syn."""
 
-    def __init__(self, problem: Problem, rows: int) -> None:
+    def __init__(self, problem: Problem, gradient: torch.Tensor) -> None:
         self._minima, self._curvatures = (torch.from_numpy(a).float() for a in (problem.minima, problem.curvatures))
-        self.weights, self.gradient = torch.zeros(rows, SIZE), torch.zeros(rows, SIZE)
+        self.weights, self.gradient = torch.zeros_like(gradient), gradient
 
     def backward(self, batch: Batch) -> torch.Tensor:
         self.gradient.copy_(self.weights - batch[0][0])
@@ -61,9 +61,9 @@ class QuadraticWorker:
         self._problem = problem
 
     def train(self, start: torch.Tensor, work: LocalRound, config: RunConfig, probes=()) -> tuple[torch.Tensor, ...]:
-        rows = len(work.steps.sizes)
-        model, ahead = QuadraticModel(self._problem, rows), QuadraticModel(self._problem, rows)
-        return train(Rows(model, ahead, torch.zeros(rows, SIZE)), start, work, config)
+        gradient = torch.zeros(len(work.steps.sizes), SIZE)
+        model, ahead = QuadraticModel(self._problem, gradient), QuadraticModel(self._problem, gradient)
+        return train(Rows(model, ahead, torch.zeros_like(gradient)), start, work, config)
 
 
 class Federation:

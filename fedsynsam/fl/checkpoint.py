@@ -138,9 +138,13 @@ def load_evidence(folder: Path, window: int) -> Evidence:
 def _evidence(tensors: dict[str, Tensor], window: int) -> Evidence:
     evidence = Evidence(window)
     for round_number, part in sorted(_grouped(tensors, "evidence").items()):
-        evidence.weights[round_number] = part.pop("weights")
-        blobs = [bytes(part[key].cpu().numpy()) for key in sorted(part, key=int)]
+        evidence.weights[round_number] = part["weights"]
+        blobs = [bytes(part[key].cpu().numpy()) for key in sorted(filter(str.isdigit, part), key=int)]
         evidence.payloads[round_number] = [Payload.decode(blob, like=tensors["weights"]) for blob in blobs]
+        descents = _within(part, "descent")
+        evidence.descents[round_number] = [descents[key] for key in sorted(descents, key=int)]
+        if "mean-descent" in part:
+            evidence.mean_descents[round_number] = part["mean-descent"]
     return evidence
 
 
@@ -155,10 +159,14 @@ def _like(tensors: dict[str, Tensor], fresh: ServerState, name: str) -> Tensor:
 def _evidence_tensors(evidence: Evidence) -> dict[str, Tensor]:
     tensors = {}
     for round_number, weights in evidence.weights.items():
-        tensors[f"evidence/{round_number}/weights"] = weights
+        name = f"evidence/{round_number}"
+        tensors[f"{name}/weights"] = weights
         for place, payload in enumerate(evidence.payloads[round_number]):
-            blob = torch.frombuffer(bytearray(payload.encode()), dtype=torch.uint8)
-            tensors[f"evidence/{round_number}/{place}"] = blob
+            tensors[f"{name}/{place}"] = torch.frombuffer(bytearray(payload.encode()), dtype=torch.uint8)
+        for place, descent in enumerate(evidence.descents[round_number]):
+            tensors[f"{name}/descent/{place}"] = descent
+        if round_number in evidence.mean_descents:
+            tensors[f"{name}/mean-descent"] = evidence.mean_descents[round_number]
     return tensors
 
 

@@ -122,6 +122,7 @@ class Upload:
     loss: float
     num_examples: int
     cosines: dict[str, float]
+    descent: Tensor | None = None  # f32 [P], see `memory.descent`; where the server learns a set from it
 
     @property
     def payloads(self) -> list[Payload]:

@@ -59,6 +59,22 @@ def next_of_client(
     return {"variate": before - update / (config.local_steps * config.lr)}
 
 
+def descent(config: RunConfig, after: Mapping[str, Tensor], payload: Payload) -> Tensor | None:
+    """U_i [P], what gradients of the client's own loss contributed to C(Δ_i); None where they made all of it.
+
+    With local steps w ← w − η (∇f_i + λ (w − w_t + h_i)), or w ← w − η (∇f_i + c − c_i), U_i = −η Σ ∇f_i is
+    Kηλ h_i⁺ + (1 − Kηλ/2) C(Δ_i), or −Kη c_i⁺. `after` holds h_i⁺ or c_i⁺, which the round left with the client; the
+    sum of w − w_t over the steps is taken as K C(Δ_i) / 2. A server, to whom every update came, can know it all.
+    """
+    kind, scale = PRESETS[config.algorithm].correction, config.local_steps * config.lr
+    if kind == "variates":
+        return -scale * after["variate"]
+    if kind == "duals":
+        pull = scale * (config.prox or 0.0)
+        return pull * after["dual"] + (1.0 - 0.5 * pull) * cast(Tensor, payload.decompress())
+    return None
+
+
 def next_of_server(
     config: RunConfig,
     memory: Mapping[str, Tensor],

@@ -139,7 +139,7 @@ class Server:
         state.previous, state.weights = state.weights, weights
         state.round += 1
         if state.evidence is not None:
-            state.evidence.add(state.round, state.weights, payloads)
+            state.evidence.add(state.round, state.weights, payloads, *_descents(uploads))
 
     def _note_start(self, cohort: list[int]) -> None:
         """The cohort starts from the present weights; forget those that were last for nobody else."""
@@ -153,3 +153,10 @@ class Server:
                 if not self._holders_of[before]:
                     del self._holders_of[before], state.starts[before]
         state.starts[state.round] = state.weights
+
+
+def _descents(uploads: Sequence[Upload]) -> tuple[list[Tensor], Tensor | None]:
+    """The descents of a round [P], and their mean weighted by examples; none, and None, where updates are descents."""
+    pairs = [(up.num_examples, up.descent) for up in uploads if up.descent is not None]
+    mean = sum(number * one for number, one in pairs) / sum(number for number, _ in pairs) if pairs else None
+    return [one for _, one in pairs], cast("Tensor | None", mean)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from fedsynsam.compress import Compressor, State
 from fedsynsam.errors import NonFiniteError
-from fedsynsam.fl.algorithm import correction_for, perturbation_for
+from fedsynsam.fl.algorithm import PRESETS, correction_for, perturbation_for
 from fedsynsam.fl.client import LocalRound, Upload, send
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.cosines import Probe
 from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.flat import Batch
-from fedsynsam.fl.memory import next_of_client
+from fedsynsam.fl.memory import descent, next_of_client
 from fedsynsam.fl.records import Record, Records
 from fedsynsam.fl.server import Server
 from fedsynsam.fl.steps import Steps, draw
@@ -73,7 +73,8 @@ class Training:
                 record["mu"] = duals[0][row]
                 _remember(record, "mu_residual", dual_state)
             cosines = probes[row].result if probes else {}
-            uploads.append(Upload(client, payload, mu, wire_bytes, record, loss, len(self.parts[client]), cosines))
+            own = descent(config, record, payload) if PRESETS[config.algorithm].learns_a_set else None
+            uploads.append(Upload(client, payload, mu, wire_bytes, record, loss, len(self.parts[client]), cosines, own))
         return uploads
 
     def _send(

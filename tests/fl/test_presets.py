@@ -43,6 +43,7 @@ class QuadraticModel:
     def __init__(self, problem: Problem, gradient: torch.Tensor) -> None:
         self._minima, self._curvatures = (torch.from_numpy(a).float() for a in (problem.minima, problem.curvatures))
         self.weights, self.gradient = torch.zeros_like(gradient), gradient
+        self.total = torch.zeros_like(gradient)  # of all gradients on the clients' batches
 
     def backward(self, batch: Batch) -> torch.Tensor:
         self.gradient.copy_(self.weights - batch[0][0])
@@ -51,6 +52,7 @@ class QuadraticModel:
     def backward_each(self, batch: RowBatch) -> torch.Tensor:
         clients = batch.labels[:, 0]
         self.gradient.copy_(self._curvatures[clients] * (self.weights - self._minima[clients]))
+        self.total += self.gradient
         return torch.zeros(len(self.weights))
 
 
@@ -63,6 +65,7 @@ class QuadraticWorker:
     def train(self, start: torch.Tensor, work: LocalRound, config: RunConfig, probes=()) -> tuple[torch.Tensor, ...]:
         gradient = torch.zeros(len(work.steps.sizes), SIZE)
         model, ahead = QuadraticModel(self._problem, gradient), QuadraticModel(self._problem, gradient)
+        self.total = ahead.total  # of the gradients that steps were taken with
         return train(Rows(model, ahead, torch.zeros_like(gradient)), start, work, config)
 
 
@@ -79,7 +82,7 @@ class Federation:
             name="quadratic", x_train=images, y_train=labels, x_test=images, y_test=labels, classes=CLIENTS,
             low=torch.zeros(1), high=torch.ones(1),
         )  # fmt: skip
-        self.problem, built = problem, fs.compressor(compressor)
+        self.worker, built = QuadraticWorker(problem), fs.compressor(compressor)
         weights = torch.from_numpy(problem.start).float()
         shared = (torch.from_numpy(problem.shared).float()[None], torch.zeros(1))
         self.server = Server(self.config, weights, shared if preset.perturbation in ("real", "synthetic") else None)
@@ -91,9 +94,9 @@ class Federation:
     def round(self, cohort: list[int], groups: list[list[int]] | None = None) -> list[Upload]:
         """One round, of clients trained together, or in `groups`."""
         self.records.place(cohort)
-        worker, uploads = QuadraticWorker(self.problem), list[Upload]()
+        uploads = list[Upload]()
         for group in groups or [cohort]:
-            uploads += self.training.clients(worker, group, probing=False)
+            uploads += self.training.clients(self.worker, group, probing=False)
         self.server.finish_round(uploads, lambda weights: weights)
         self.records.keep(cohort, {up.client_id: up.record for up in uploads}, self.server.state.round)
         return uploads
@@ -237,6 +240,23 @@ def test_duals_add_up_to_the_servers_and_to_what_was_sent(compressor) -> None:
         torch.testing.assert_close(duals.mean(0), federation.server.state.memory["dual"], rtol=0, atol=1e-6)
     assert duals[:3].abs().max() > 0.1
     assert duals[3].abs().max() == 0, "a client that never took part has none"
+
+
+@pytest.mark.parametrize(("algorithm", "error"), [("fedsynsam-s", 1e-5), ("fedsynsam-d", 0.03)])
+def test_a_descent_is_what_the_gradients_of_the_own_loss_did(algorithm, error) -> None:
+    """Exact for variates; for duals but for how far the path from w_t to w_K is from even steps."""
+    federation = Federation(Problem(), algorithm, "none")
+    for number, cohort in enumerate(COHORTS):
+        uploads = federation.round(cohort)
+        descents = torch.stack([up.descent for up in uploads])
+        expected = -LR * federation.worker.total
+        assert (descents - expected).norm() <= error * expected.norm()
+        updates = torch.stack([up.payload.decompress() for up in uploads])
+        assert number == 0 or (updates - expected).norm() > 0.1 * expected.norm()
+
+
+def test_updates_that_are_descents_are_not_kept_twice() -> None:
+    assert all(up.descent is None for up in Federation(Problem(), "fedsynsam", "none").round([0, 1]))
 
 
 @pytest.mark.parametrize("algorithm", ["scaffold", "feddyn"])

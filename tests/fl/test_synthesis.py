@@ -167,6 +167,20 @@ def test_an_update_is_drawn_with_the_weights_it_started_from() -> None:
     assert {(float(start), float(update)) for start, update in filter(None, drawn)} == {(20, 3), (30, 4), (40, 5)}
 
 
+def test_descents_are_drawn_in_the_place_of_updates_and_displacements() -> None:
+    evidence, rng = Evidence(window=3), np.random.default_rng(0)
+    evidence.add(0, torch.zeros(1))
+    for number in range(1, 6):
+        descents = [torch.tensor([100.0 * number + client]) for client in range(8)]
+        received = [payload(torch.tensor([1.0]))] * 8
+        evidence.add(number, torch.tensor([10.0 * number]), received, descents, torch.tensor([float(number)]))
+    assert [len(kept) for kept in evidence.descents.values()] == [4] * 4
+    pairs = {(float(start), float(goal)) for start, goal in (evidence.sample(2, 0.0, 1, rng) for _ in range(100))}
+    assert pairs == {(20.0, 27.0), (30.0, 39.0)}
+    drawn = [evidence.sample_update(rng) for _ in range(100)]
+    assert {(float(start), float(one) // 100) for start, one in filter(None, drawn)} == {(20, 3), (30, 4), (40, 5)}
+
+
 def test_clients_of_one_class_teach_what_their_common_displacement_does_not(tiny_dataset, monkeypatch) -> None:
     """Updates of single classes that cancel: the global weights stand still, and the classes show all the same."""
     module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)

@@ -24,7 +24,8 @@ from benchmarks.peers.memory import run
 from benchmarks.provenance import ROOT, provenance
 from benchmarks.rows import write_rows
 
-PEERS = ("fedsynsam", "eager", "flower", "pfl")
+OWN = ("fedsynsam", "fedsynsam-ranks")  # threads of one process, and processes started by torchrun, as pfl's are
+PEERS = (*OWN, "eager", "flower", "pfl")
 GOALS = {"eager": 1.0, "flower": 3.0, "pfl": 1.5}  # times faster than it
 WARMUP = 3
 LIMIT = 900.0  # seconds for one repetition
@@ -32,11 +33,11 @@ LIMIT = 900.0  # seconds for one repetition
 
 def command(peer: str, folder: Path, cores: int) -> list[str]:
     """The command line of a peer, without the job's arguments."""
-    module = f"benchmarks.peers.run_{peer}"
-    if peer == "pfl" and cores > 1:
-        return [str(folder / "pfl/bin/torchrun"), f"--nproc-per-node={cores}", "-m", module]
-    python = folder / peer / "bin/python" if peer in ("flower", "pfl") else sys.executable
-    return [str(python), "-m", module]
+    module = f"benchmarks.peers.run_{peer.removesuffix('-ranks')}"
+    python = str(folder / peer / "bin/python") if peer in ("flower", "pfl") else sys.executable
+    if peer in ("pfl", "fedsynsam-ranks") and cores > 1:
+        return [python, "-m", "torch.distributed.run", f"--nproc-per-node={cores}", "-m", module]
+    return [python, "-m", module]
 
 
 def repetition(peer: str, cohort: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -48,8 +49,8 @@ def repetition(peer: str, cohort: int, options: argparse.Namespace) -> dict[str,
         scratch = Path(name)
         job = Job(cohort, WARMUP, options.timed, options.cores, scratch / "result.json")
         own = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(scratch / "flwr")}
-        # a process of pfl or Flower trains on one core; several threads in each would fight over them
-        own |= {"OMP_NUM_THREADS": "1"} if peer in ("flower", "pfl") else {}
+        # a process of these trains on one core; several threads in each would fight over them
+        own |= {"OMP_NUM_THREADS": "1"} if peer in ("flower", "pfl", "fedsynsam-ranks") else {}
         environment = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
         cores = sorted(os.sched_getaffinity(0))[: options.cores]
         status, peak = run([*words, *job.arguments()], environment, scratch / "log", cores, LIMIT)
@@ -84,13 +85,14 @@ def summary(peer: str, cohort: int, results: Sequence[dict[str, Any]]) -> dict[s
 
 
 def compare(rows: Sequence[dict[str, Any]]) -> None:
-    """Add how many times faster fedsynsam is than each peer of the same cohort, and whether that is the goal."""
-    own = {row["cohort"]: float(row["rounds_per_second"]) for row in rows if row["peer"] == "fedsynsam"}
+    """Add how many times faster fedsynsam is than each peer of the same cohort, and whether the faster way does it."""
     for row in rows:
-        if row["peer"] in GOALS and row["cohort"] in own:
-            times = own[row["cohort"]] / float(row["rounds_per_second"])
+        speeds = {one["peer"]: float(one["rounds_per_second"]) for one in rows if one["cohort"] == row["cohort"]}
+        times = {own: speeds[own] / speeds[row["peer"]] for own in OWN if own in speeds}
+        if row["peer"] in GOALS and times:
             goal = GOALS[row["peer"]]
-            row |= {"fedsynsam_times_faster": f"{times:.3f}", "goal": goal, "met": "yes" if times >= goal else "no"}
+            row |= {f"{own}_times_faster": f"{value:.3f}" for own, value in times.items()}
+            row |= {"goal": goal, "met": "yes" if max(times.values()) >= goal else "no"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -128,7 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             *(f"{key}={row.get(key, '')}" for key in ("peer", "cohort", "rounds_per_second", "peak_rss_mib")), end=" "
         )
-        print(*(f"{key}={row.get(key, '')}" for key in ("test_accuracy", "test_loss", "fedsynsam_times_faster", "met")))
+        print(
+            *(
+                f"{key}={row.get(key, '')}"
+                for key in ("test_accuracy", "test_loss", *(f"{own}_times_faster" for own in OWN), "met")
+            )
+        )
 
 
 if __name__ == "__main__":

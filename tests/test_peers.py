@@ -15,19 +15,19 @@ from benchmarks.peers.memory import run
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def final(peer: str, folder: Path) -> dict:
-    """Run two rounds and one more of the job in one process; return what it reports."""
-    job = Job(cohort=10, warmup=1, timed=1, cores=1, result=folder / f"{peer}.json")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [sys.executable, "-m", f"benchmarks.peers.run_{peer}", *job.arguments()], check=True, env=environment, cwd=ROOT
-    )
+def final(peer: str, folder: Path, cores: int = 1) -> dict:
+    """Run two rounds and one more of the job; return what it reports."""
+    job = Job(cohort=10, warmup=1, timed=1, cores=cores, result=folder / f"{peer}.json")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [*peers.command(peer, folder, cores), *job.arguments()]
+    subprocess.run(words, check=True, env=environment, cwd=ROOT)
     return json.loads(job.result.read_text(encoding="utf-8"))
 
 
 def test_the_simulator_and_the_eager_loop_do_the_same_work(tmp_path: Path) -> None:
-    own, eager = final("fedsynsam", tmp_path), final("eager", tmp_path)
-    assert len(own["seconds"]) == len(eager["seconds"]) == 1
+    own, eager, ranks = final("fedsynsam", tmp_path), final("eager", tmp_path), final("fedsynsam-ranks", tmp_path, 2)
+    assert len(own["seconds"]) == len(eager["seconds"]) == len(ranks["seconds"]) == 1
+    assert ranks["test_loss"] == own["test_loss"]
     # the same batches in the same order: only the order of sums differs
     assert own["test_loss"] == pytest.approx(eager["test_loss"], rel=1e-3)
 
@@ -44,11 +44,15 @@ def test_a_row_has_the_fastest_repetition_and_the_goal() -> None:
 
     rows = [
         peers.summary("fedsynsam", 10, [result(1.0), result(0.5)]),
+        peers.summary("fedsynsam-ranks", 10, [result(0.8)]),
         peers.summary("flower", 10, [result(2.0), result(4.0)]),
+        peers.summary("flower", 50, [result(2.0)]),
     ]
     peers.compare(rows)
-    assert [row["rounds_per_second"] for row in rows] == ["2", "0.5"]
-    assert (rows[1]["fedsynsam_times_faster"], rows[1]["met"]) == ("4.000", "yes")
+    assert [row["rounds_per_second"] for row in rows] == ["2", "1.25", "0.5", "0.5"]
+    assert (rows[2]["fedsynsam_times_faster"], rows[2]["fedsynsam-ranks_times_faster"]) == ("4.000", "2.500")
+    assert (rows[2]["goal"], rows[2]["met"]) == (3.0, "yes")
+    assert "met" not in rows[3], "nothing of ours with that cohort"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")

@@ -37,8 +37,8 @@ class DDPState:
         self.compressor = compressor(spec) if isinstance(spec, str) else spec
         self.seed, self.group = seed, group
         self.bytes_sent = 0
-        self._shapes = {name: tuple(parameter.shape) for name, parameter in inner.named_parameters()}
-        self._names = {id(parameter): name for name, parameter in inner.named_parameters()}
+        self._parameters = dict(inner.named_parameters())  # kept, so that no other tensor gets the `id` of one
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._states: dict[tuple[str, ...], State] = {}  # names of a bucket's parameters, in its order -> its state
         self._before: dict[tuple[str, ...], State] = {}  # the same before the last step
         self._loaded: dict[str, Tensor] = {}  # residuals that no bucket has taken over yet
@@ -54,9 +54,9 @@ class DDPState:
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from a `state_dict` of the same rank; StateError names a tensor that the model does not have."""
+        wanted = {f"residual/{name}": parameter.shape for name, parameter in self._parameters.items()}
         for key, tensor in tensors.items():
-            name = key.removeprefix("residual/")
-            if key != "step" and (key == name or self._shapes.get(name) != tuple(tensor.shape)):
+            if key != "step" and wanted.get(key) != tensor.shape:
                 raise StateError(f"the state holds {key!r} {list(tensor.shape)}, which is no parameter of this model")
         if "step" not in tensors:
             raise StateError("the state lacks 'step'")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import emulation
 import torch
+
+os.environ["FEDSYNSAM_EMULATION_SEED"] = str(emulation.SEED)  # so that processes of pytest-xdist have the same
 
 
 def pytest_report_header() -> list[str]:

@@ -71,7 +71,7 @@ def test_sweeps_take_their_values() -> None:
     assert swept == {
         ("heterogeneity", "alpha"): {0.05, 0.1, 0.5, float("inf")},
         ("rho", "rho"): {0.02, 0.05, 0.1, 0.2, 0.5},
-        ("presets-rho", "rho"): {0.01, 0.05, 0.1, 0.2},
+        ("presets-rho", "rho"): {0.02, 0.05, 0.1},
         ("beta", "beta"): {0.25, 0.5, 0.75, 1.0},
         ("start", "synthetic_start"): {10, 25, 50},
         ("images", "synthetic_images"): {1, 5, 15},
@@ -84,6 +84,11 @@ def test_presets_holds_every_algorithm_but_the_oracle() -> None:
     assert {one.algorithm for one in configs} == set(PRESETS) - {"oracle"}
     assert {one.algorithm for one in tuned} == {name for name, preset in PRESETS.items() if preset.rho} - {"oracle"}
     assert not {one.seed for one in configs} & {one.seed for one in tuned}
+    with (ROOT / "benchmarks" / "results" / "tuning" / "presets.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    best = {row["algorithm"]: row for row in sorted(rows, key=lambda row: float(row["final_accuracy"]))}
+    radii = {one.algorithm: one.rho for one in configs if one.rho}
+    assert radii == {name: float(row["rho"]) for name, row in best.items()}, "those that the tuning found best"
 
 
 @pytest.mark.slow

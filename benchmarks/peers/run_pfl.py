@@ -90,6 +90,9 @@ def main() -> None:
     )
     if get_framework_module().distributed.global_rank == 0:
         job.report(*test(module), pfl=version("pfl"))
+    if torch.distributed.is_initialized():  # pfl leaves it open; a process that ends before the others may abort then
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsynsam.errors import NonFiniteError
 from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.flat import Batch
 from fedsynsam.fl.matching import FlatLoss
@@ -28,12 +29,17 @@ def largest_eigenvalues(
 
     Lanczos with full reorthogonalisation from `start` [P]; ends when the bound |β·s| on the error of each value is
     below `tolerance` of the largest one, after `most` products at the latest, or when the space is exhausted.
+    Raises `NonFiniteError` when a product holds NaN or infinity.
     """
     basis = [(start / start.norm()).double()]
     alphas: list[float] = []
     betas: list[float] = []
     while True:
         image = product(basis[-1].to(start.dtype)).double()
+        if not bool(image.isfinite().all()):
+            raise NonFiniteError(
+                "the Hessian holds NaN or infinity: the weights have diverged; use a smaller lr or rho"
+            )
         alphas.append(float(image @ basis[-1]))
         for _ in range(2):  # twice is enough to be orthogonal to rounding (Parlett)
             span = torch.stack(basis)

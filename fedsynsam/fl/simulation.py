@@ -323,8 +323,10 @@ class Simulation:
         if self._evaluates(current):
             accuracy, loss = evaluate(self._pool, state.weights, self._dataset, self._group)
             due = current % (SHARPNESS_EVERY * config.eval_every) == 0 or current == config.rounds
-            if config.sharpness and due and self._group.rank == 0:
-                sharpness = self._sharpness.largest(state.weights)[0]
+            if config.sharpness and due:
+                [sharpness] = json.loads(
+                    self._group.on_first(lambda: json.dumps(self._sharpness.largest(state.weights)).encode())
+                )
         cosines = mean_cosines([up.cosines for up in uploads])
         metrics = RoundMetrics(
             round=current,

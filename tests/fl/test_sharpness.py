@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import fedsynsam as fs
 from fedsynsam.fl.flat import flat_weights
 from fedsynsam.fl.matching import FlatLoss
 from fedsynsam.fl.sharpness import Sharpness, hutchinson_trace, largest_eigenvalues
@@ -44,6 +45,14 @@ def test_several_eigenvalues_in_descending_order() -> None:
 
 def test_zero_operator() -> None:
     assert largest_eigenvalues(torch.zeros_like, torch.ones(5)) == [0.0]
+
+
+def test_weights_that_diverged_are_named(tiny_dataset) -> None:
+    with pytest.raises(fs.NonFiniteError, match="smaller lr or rho"):
+        largest_eigenvalues(lambda vector: vector / 0.0, torch.ones(5))
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(fs.NonFiniteError, match="diverged"):
+        Sharpness(module, tiny_dataset, seed=0).largest(torch.full((195,), 1e38))
 
 
 def test_trace() -> None:

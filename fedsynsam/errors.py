@@ -18,7 +18,7 @@ class SpecError(ArgumentError):
 
 
 class NonFiniteError(FedSynSamError, ValueError):
-    """An update holds NaN or infinity; nothing was sent and the residual is unchanged. Or the loss's Hessian does."""
+    """An update holds NaN or infinity, so that nothing was sent and the residual is unchanged; or a Hessian does."""
 
     row = 0
     """The first row of a batch of updates that is not finite."""

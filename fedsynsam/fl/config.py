@@ -94,7 +94,7 @@ class RunConfig:
     cosines: bool = False
     """Log the cosine between each estimate of the perturbation and the global gradient, on a held-out sample."""
     sharpness: bool = False
-    """Log the largest eigenvalue of the training loss's Hessian at each evaluation (Lanczos on a fixed sample)."""
+    """Log the largest eigenvalue of the training loss's Hessian (Lanczos on a fixed sample) at every fifth evaluation."""
     checkpoint_every: int = 10
     """Rounds between checkpoints (the last round, and SIGINT and SIGTERM, always make one); 0 writes none."""
     residual_store: str = "auto"
@@ -129,8 +129,8 @@ class RunConfig:
         _check_ranges(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The configuration as JSON types, keyed by field name."""
-        return dataclasses.asdict(self)
+        """The configuration as JSON types, keyed by field name; JSON has no infinity, so that is the string inf."""
+        return {key: "inf" if value == math.inf else value for key, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
@@ -183,7 +183,7 @@ def _check_types(config: RunConfig) -> None:
     for name, hint in get_type_hints(RunConfig).items():
         value = getattr(config, name)
         allowed = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        if float in allowed and type(value) is int:
+        if float in allowed and (type(value) is int or value == "inf"):
             object.__setattr__(config, name, float(value))  # 1 is as good as 1.0, and config.json stays canonical
         elif type(value) not in allowed:
             expected = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
@@ -262,4 +262,4 @@ def _check_ranges(config: RunConfig) -> None:
 
 def config_json(config: RunConfig) -> str:
     """The canonical JSON text of a configuration (keys in field order)."""
-    return json.dumps(config.to_dict(), indent=2)
+    return json.dumps(config.to_dict(), indent=2, allow_nan=False)

@@ -39,7 +39,7 @@ class RunFolder:
             raise ConfigError(f"resume: {str(path)!r} holds no run; give the folder of an interrupted one")
         path.mkdir(parents=True, exist_ok=True)
         if not stored.exists():
-            content = json.dumps({**config.to_dict(), "versions": versions()}, indent=2)
+            content = json.dumps({**config.to_dict(), "versions": versions()}, indent=2, allow_nan=False)
             write_atomically(stored, content.encode() + b"\n")
 
     def metrics(self) -> list[RoundMetrics]:

@@ -16,6 +16,13 @@ def test_dict_and_json_round_trip() -> None:
     assert RunConfig.from_dict(json.loads(config_json(config))) == config
 
 
+def test_json_without_infinity() -> None:
+    config = RunConfig(alpha=float("inf"))
+    text = config_json(config)
+    assert json.loads(text, parse_constant=pytest.fail)["alpha"] == "inf"
+    assert RunConfig.from_dict(json.loads(text)) == config
+
+
 def test_toml_with_dashes_and_overrides(tmp_path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('algorithm = "fedavg"\nlocal-steps = 7\nlr = 1\n')

@@ -94,7 +94,7 @@ class RunConfig:
     cosines: bool = False
     """Log the cosine between each estimate of the perturbation and the global gradient, on a held-out sample."""
     sharpness: bool = False
-    """Log the largest eigenvalue of the training loss's Hessian (Lanczos on a fixed sample) at every fifth evaluation."""
+    """Log the largest eigenvalue of the training loss's Hessian at every fifth evaluation (Lanczos, a fixed sample)."""
     checkpoint_every: int = 10
     """Rounds between checkpoints (the last round, and SIGINT and SIGTERM, always make one); 0 writes none."""
     residual_store: str = "auto"

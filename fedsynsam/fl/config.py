@@ -161,6 +161,10 @@ class RunConfig:
         """Clients in a round: `participation` of `clients`, rounded to the nearest, at least one."""
         return max(1, math.floor(self.participation * self.clients + 0.5))
 
+    def evaluates(self, round_number: int) -> bool:
+        """Whether the weights are evaluated after this round, the first being 1."""
+        return round_number % self.eval_every == 0 or round_number == self.rounds
+
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The top-level table of the TOML file at `path`; raises `ConfigError` when it is missing or malformed."""

@@ -116,7 +116,7 @@ class Server:
         """The synthetic set, if clients need it."""
         return self.state.synthetic if self._preset.perturbation == "synthetic" else None
 
-    def finish_round(self, uploads: list[Upload], finetune: Callable[[Tensor], Tensor]) -> None:
+    def finish_round(self, uploads: list[Upload], finetune: Callable[[Tensor, SyntheticSet], Tensor]) -> None:
         """Take the server's step, w ← w + server_lr · Δ̄ [+ h], and note what the clients now have.
 
         Δ̄ is the mean update, weighted by examples; h the mean dual of all clients, for a dual-corrected step.
@@ -135,7 +135,7 @@ class Server:
         if kind in ("dual", "sam"):
             weights = weights + state.memory["dual"]
         if kind == "finetune" and state.synthetic is not None:
-            weights = finetune(weights)
+            weights = finetune(weights, state.synthetic)
         state.previous, state.weights = state.weights, weights
         state.round += 1
         if state.evidence is not None:

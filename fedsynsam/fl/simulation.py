@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from fedsynsam.compress import compressor as build_compressor
 from fedsynsam.errors import ArgumentError, CheckpointError, ConfigError
 from fedsynsam.fl.algorithm import PRESETS, real_set, resolve
+from fedsynsam.fl.central import Central
 from fedsynsam.fl.checkpoint import Checkpoint
 from fedsynsam.fl.client import Upload
 from fedsynsam.fl.config import RunConfig, config_json
@@ -22,7 +22,7 @@ from fedsynsam.fl.cosines import held_out_sample, mean_cosines
 from fedsynsam.fl.data import load_dataset
 from fedsynsam.fl.distributed import Group, local_rank
 from fedsynsam.fl.engine import Choice, captures, choose, groups
-from fedsynsam.fl.evaluation import evaluate, summarise
+from fedsynsam.fl.evaluation import summarise
 from fedsynsam.fl.exchange import exchange
 from fedsynsam.fl.flat import flat_weights
 from fedsynsam.fl.interrupts import Interrupted, Interrupts
@@ -36,13 +36,10 @@ from fedsynsam.fl.runfolder import RunFolder, differing_key, stored_engine
 from fedsynsam.fl.server import Server
 from fedsynsam.fl.sharpness import Sharpness
 from fedsynsam.fl.streams import PARTITION, WEIGHTS, number, stream
-from fedsynsam.fl.synthesis import learn
-from fedsynsam.fl.synthetic import FILE_NAME, SyntheticSet, load_synthetic, save_synthetic
-from fedsynsam.fl.tensorfile import TensorFolder, pack, unpack
-from fedsynsam.fl.training import Training, finetune
+from fedsynsam.fl.synthetic import FILE_NAME, load_synthetic, save_synthetic
+from fedsynsam.fl.tensorfile import TensorFolder
+from fedsynsam.fl.training import Training
 from fedsynsam.fl.workers import Worker, WorkerPool
-
-SHARPNESS_EVERY = 5  # evaluations: a measurement costs as much as several rounds
 
 
 class Simulation:
@@ -125,7 +122,6 @@ class Simulation:
         self._module = module.to(self._device)
         self._real_set = real_set(self._dataset, config.synthetic_images, config.seed)
         self._held_out = held_out_sample(self._dataset, config.seed)
-        self._sharpness = Sharpness(self._module, self._dataset, config.seed)
         shared = self._real_set if PRESETS[config.algorithm].perturbation == "real" else None
         given = None if config.synthetic is None else load_synthetic(Path(config.synthetic), self._dataset)
         self._server = Server(config, flat_weights(self._module), shared, given)
@@ -135,6 +131,10 @@ class Simulation:
         capture = captures(config, self._device)
         self._pool = WorkerPool(
             lambda: Worker(self._module, self._device, self._choice.engine, capture=capture), threads
+        )
+        sharpness = Sharpness(self._module, self._dataset, config.seed)
+        self._central = Central(
+            self.config, self._module, self._dataset, self._device, self._pool, self._group, sharpness
         )
 
     def _choose(self, threads: int) -> Choice:
@@ -245,24 +245,13 @@ class Simulation:
 
     def _learn(self, on_step: OnStep | None) -> None:
         """Learn the synthetic set on rank 0, and let every rank adopt it."""
-        state = self._server.state
-        evidence = state.evidence
 
         def watch(step: StepProgress) -> None:
             self._check_interrupts()
             if on_step is not None:
                 on_step(step)
 
-        def work() -> bytes:
-            assert evidence is not None
-            began = time.perf_counter()
-            synthetic, loss = learn(
-                self.config, self._module, self._dataset, evidence, state.synthetic, state.round, watch
-            )
-            return pack(synthetic.tensors(), {"loss": loss, "seconds": round(time.perf_counter() - began, 4)})
-
-        tensors, numbers = unpack(self._group.on_first(work), "the synthetic set", self._device)
-        self._server.adopt(SyntheticSet(**tensors), numbers["loss"], numbers["seconds"])
+        self._server.adopt(*self._central.learn(self._server.state, watch))
         self._write_synthetic()
 
     def _write_synthetic(self) -> None:
@@ -271,19 +260,6 @@ class Simulation:
         if self._folder is not None and state.synthetic is not None:
             path = self._folder.path / FILE_NAME
             save_synthetic(path, state.synthetic, self._dataset, self.config, state.synthetic_round)
-
-    def _finetune(self, weights: Tensor) -> Tensor:
-        """Weights after fine-tuning on the synthetic set, by rank 0 for every rank."""
-        synthetic, steps = self._server.state.synthetic, self.config.finetune_steps
-
-        def tune(worker: Worker, learned: SyntheticSet) -> Tensor:
-            return finetune(worker, weights, learned.batch, float(learned.log_rate.exp()), steps)
-
-        def work() -> bytes:
-            assert synthetic is not None
-            return pack({"weights": self._pool.map(tune, [synthetic])[0]})
-
-        return unpack(self._group.on_first(work), "the fine-tuned weights", self._device)[0]["weights"]
 
     def _round(self, on_step: OnStep | None) -> tuple[RoundMetrics, int | None]:
         """One round: its metrics, and the signal that asked any rank to stop."""
@@ -297,7 +273,7 @@ class Simulation:
         cohort = server.cohort(current)
         downlink = server.downlink_bytes(cohort)
         own = self._records.place(cohort)
-        probing = config.cosines and self._evaluates(current)
+        probing = config.cosines and config.evaluates(current)
 
         def train_group(worker: Worker, client_ids: list[int]) -> list[Upload]:
             self._check_interrupts()
@@ -316,17 +292,12 @@ class Simulation:
             self._compressor.spec,
             lambda: self._interrupts.signum,
         )
-        server.finish_round(uploads, self._finetune)
+        server.finish_round(uploads, self._central.finetune)
         records = {up.client_id: up.record for up in uploads}
         self._records.keep(cohort, {client: records[client] for client in own}, current)
         accuracy = loss = sharpness = None
-        if self._evaluates(current):
-            accuracy, loss = evaluate(self._pool, state.weights, self._dataset, self._group)
-            due = current % (SHARPNESS_EVERY * config.eval_every) == 0 or current == config.rounds
-            if config.sharpness and due:
-                [sharpness] = json.loads(
-                    self._group.on_first(lambda: json.dumps(self._sharpness.largest(state.weights)).encode())
-                )
+        if config.evaluates(current):
+            accuracy, loss, sharpness = self._central.evaluate(state.weights, current)
         cosines = mean_cosines([up.cosines for up in uploads])
         metrics = RoundMetrics(
             round=current,
@@ -342,6 +313,3 @@ class Simulation:
             synthetic_seconds=state.synthetic_seconds if newly_learned else None,
         )
         return metrics, stop
-
-    def _evaluates(self, round_number: int) -> bool:
-        return round_number % self.config.eval_every == 0 or round_number == self.config.rounds

@@ -97,7 +97,7 @@ class Federation:
         uploads = list[Upload]()
         for group in groups or [cohort]:
             uploads += self.training.clients(self.worker, group, probing=False)
-        self.server.finish_round(uploads, lambda weights: weights)
+        self.server.finish_round(uploads, lambda weights, synthetic: weights)
         self.records.keep(cohort, {up.client_id: up.record for up in uploads}, self.server.state.round)
         return uploads
 

@@ -1,0 +1,150 @@
+"""How fast the bare passes of a round can be: `python -m benchmarks.passes --out FILE.csv`.
+
+One forward and backward pass of the small CNN on 32 images, nothing else, in several ways: as the simulator does it
+(memory in the order channels last), channels first, and compiled by `torch.compile`; each by one thread, by two
+threads of a process, and by two processes. The ways take turns, so that a load on the machine falls on all;
+`passes_per_second` is the median over the turns of what all workers did together, `times` the same in multiples of
+the simulator's own way by the same workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as functional
+
+from benchmarks import workload
+from benchmarks.peers.job import new_model
+from benchmarks.provenance import provenance
+from benchmarks.rows import write_rows
+from fedsynsam.fl.flat import FlatModel
+
+WARMUP = 5
+LOCAL = threading.local()
+COMPILING = threading.Lock()
+
+
+class Barrier(Protocol):
+    """That of `threading` or of `multiprocessing`."""
+
+    def wait(self) -> object: ...
+
+
+class Passes:
+    """The passes of one worker in one way."""
+
+    def __init__(self, way: str) -> None:
+        self.model = FlatModel(new_model(), torch.device("cpu"))
+        order = torch.contiguous_format if way == "channels first" else torch.channels_last
+        images = workload.data().x_train[: workload.BATCH_SIZE]
+        # a copy even if one channel makes PyTorch think that both orders are the same
+        self.images = torch.empty(images.shape, memory_format=order).copy_(images)
+        self._labels = workload.data().y_train[: workload.BATCH_SIZE]
+        self._loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self._forward
+        if way == "torch.compile":
+            self._loss = torch.compile(self._forward)
+        with COMPILING:
+            self.run(WARMUP)
+
+    def run(self, count: int) -> None:
+        """Make `count` passes."""
+        for _ in range(count):
+            self.model.gradient.zero_()
+            self._loss(self.images, self._labels).backward()
+
+    def _forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(self.model.module(images), labels)
+
+
+WAYS = ("channels last", "channels first", "torch.compile")
+
+
+def start(barrier: Barrier) -> None:
+    """Prepare a worker: one thread for its arithmetic, and the barrier at which all begin."""
+    torch.set_num_threads(1)
+    LOCAL.barrier, LOCAL.passes = barrier, {}
+
+
+def rate(way: str, seconds: float) -> float:
+    """Passes a second of this worker over `seconds`, which begin when all workers are ready."""
+    if way not in LOCAL.passes:
+        LOCAL.passes[way] = Passes(way)
+    LOCAL.barrier.wait()
+    count, begun = 0, time.perf_counter()
+    while (taken := time.perf_counter() - begun) < seconds:
+        LOCAL.passes[way].run(10)
+        count += 10
+    return count / taken
+
+
+@contextmanager
+def workers(kind: str) -> Iterator[tuple[Executor, int]]:
+    """The workers of `kind`, one of `KINDS`, and how many they are."""
+    pool: Executor
+    if kind == "two processes":
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(2, context, start, (context.Barrier(2),))
+    else:
+        count = 2 if kind == "two threads" else 1
+        pool = ThreadPoolExecutor(count, initializer=start, initargs=(threading.Barrier(count),))
+    with pool:
+        yield pool, 1 if kind == "one thread" else 2
+
+
+KINDS = ("one thread", "two threads", "two processes")
+
+
+def measure(kind: str, seconds: float, turns: int) -> list[dict[str, Any]]:
+    """The rows of one kind of workers."""
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    with workers(kind) as (pool, count):
+        for turn in range(turns + 1):
+            for way in WAYS:
+                total = sum(pool.map(rate, [way] * count, [seconds] * count))
+                if turn:  # the first is for warming up
+                    found[way].append(total)
+    medians = {way: statistics.median(rates) for way, rates in found.items()}
+    return [
+        {
+            "workers": kind,
+            "way": way,
+            "turns": turns,
+            "passes_per_second": f"{median:.1f}",
+            "times": f"{median / medians[WAYS[0]]:.3f}",
+        }
+        for way, median in medians.items()
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure every way with every kind of workers and write the CSV."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.passes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="CSV file")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one turn, default 1")
+    parser.add_argument("--turns", type=int, default=9, help="turns of each way, default 9")
+    options = parser.parse_args(arguments)
+    rows = []
+    for kind in KINDS:
+        rows += measure(kind, options.seconds, options.turns)
+        for row in rows[-len(WAYS) :]:
+            print(*(f"{key}={value}" for key, value in row.items()), flush=True)
+    where = provenance(torch.device("cpu"))
+    write_rows([{**row, **where} for row in rows], [*rows[0], *where], options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The benchmark of bare passes: every way is measured by every kind of workers."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+
+from benchmarks import passes
+
+
+def rows_of(tmp_path, *ways):
+    out = tmp_path / "passes.csv"
+    passes.main(["--out", str(out), "--seconds", "0.02", "--turns", "1"])
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["workers"], row["way"]) for row in rows] == [(kind, way) for kind in passes.KINDS for way in ways]
+    for row in rows:
+        assert float(row["passes_per_second"]) > 0
+        if row["way"] == ways[0]:
+            assert row["times"] == "1.000"
+    return rows
+
+
+def test_library_ways(tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "WAYS", passes.WAYS[:2])
+    rows_of(tmp_path, "channels last", "channels first")
+
+
+@pytest.mark.slow
+def test_compiled(tmp_path):
+    rows_of(tmp_path, "channels last", "channels first", "torch.compile")
+
+
+@pytest.mark.parametrize("way", ["channels last", "channels first"])
+def test_order_of_memory(way):
+    images = passes.Passes(way).images
+    last = images.permute(0, 2, 3, 1)
+    assert (last if way == "channels last" else images).is_contiguous()
+    assert torch.equal(images, passes.workload.data().x_train[: len(images)])
+
+
+def test_ways_have_the_same_gradient():
+    first, other = (passes.Passes(way) for way in ("channels last", "channels first"))
+    assert torch.allclose(first.model.gradient, other.model.gradient, atol=1e-6)
+    assert first.model.gradient.count_nonzero() > 1000

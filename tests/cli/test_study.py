@@ -103,3 +103,16 @@ def test_a_sweep_runs_goes_on_and_is_reported_by_value(
 
     assert main(["report", str(out)]) == 0
     assert (out / "table.md").read_text() == table
+
+
+def test_an_infinite_value_is_a_number(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = ["--algorithms", "fedavg", "--compressors", "topk:0.5", "--partition", "dirichlet", "--rounds", "1"]
+    words = ["compare", "--config", str(study), *words, "--sweep", "alpha=inf,0.5", "--out", str(out)]
+    assert main(words) == 0
+    stored = (out / "fedavg" / "topk-0.5" / "alpha-inf" / "seed-3" / "config.json").read_text()
+    assert json.loads(stored, parse_constant=pytest.fail)["alpha"] == "inf"
+    table = (out / "table.md").read_text()
+    assert table.index("alpha = 0.5") < table.index("alpha = inf")
+    assert main(words) == 0  # nothing is run again
+    assert (out / "table.md").read_text() == table

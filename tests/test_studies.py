@@ -94,7 +94,9 @@ def test_radii_are_the_best_on_other_seeds(study: str) -> None:
     (tuning, _), *_ = commands(ROOT / "examples" / "studies" / "sensitivity.toml")
     configs, tuned = configs_of(*words), configs_of(*tuning)
     assert not {one.seed for one in configs} & {one.seed for one in tuned}
-    assert radii_of(configs) == best_radii("sensitivity/rho/results.csv")
+    best = best_radii("sensitivity/rho/results.csv")
+    # the ceiling differs from FedSynSAM in its images alone
+    assert radii_of(configs) == {**best, "realset": best["fedsynsam"]}
 
 
 def radii_of(configs: list[RunConfig]) -> dict[str, float]:

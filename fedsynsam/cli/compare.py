@@ -18,6 +18,7 @@ from ..errors import ConfigError, SpecError
 from ..fl.algorithm import resolve
 from ..fl.compare import Cell, options_of, run_cells
 from ..fl.config import RunConfig
+from ..fl.interrupts import Interrupted
 from ..fl.runfolder import RunFolder
 from ..report.comparison import print_table, write_comparison
 from ..report.groups import read_cells
@@ -139,4 +140,7 @@ def _run(cells: list[Cell], jobs: int | None) -> list[tuple[Cell, str]]:
         def show(done: int, finished: int) -> None:
             progress.update(task, completed=done, description=f"cells {finished}/{len(cells)}")
 
-        return run_cells(cells, jobs, show)
+        try:
+            return run_cells(cells, jobs, show)
+        except Interrupted as interrupt:
+            raise Interrupted(interrupt.signum, "repeat the same command to go on") from None

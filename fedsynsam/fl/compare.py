@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.interrupts import Interrupts
 
 POLL_SECONDS = 0.3
 
@@ -75,29 +76,33 @@ def run_cells(
     """Run every cell, `jobs` at a time (by default one a core); return the failed ones, each with its reason.
 
     Finished cells are kept as they are. `show` is called with the rounds done in all cells and the number of cells at
-    their end. If interrupted, the running processes are ended and waited for; the same call goes on where they stopped.
+    their end. SIGINT and SIGTERM raise `Interrupted` once the running processes have written checkpoints and ended;
+    the same call goes on where they stopped.
     """
     limit = jobs or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
     waiting = [cell for cell in cells if not cell.finished()]
     running, failed, ended = list[_Job](), list[tuple[Cell, str]](), len(cells) - len(waiting)
-    try:
-        while waiting or running:
-            while waiting and len(running) < limit:
-                running.append(_start(waiting.pop(0)))
-            time.sleep(POLL_SECONDS)
-            for job in [job for job in running if job.process.poll() is not None]:
-                running.remove(job)
-                ended += 1
-                if job.process.returncode != 0:
-                    failed.append((job.cell, job.reason()))
+    interrupts = Interrupts()
+    with interrupts.watched(patient=True):
+        try:
+            while waiting or running:
+                interrupts.check()
+                while waiting and len(running) < limit:
+                    running.append(_start(waiting.pop(0)))
+                time.sleep(POLL_SECONDS)
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    ended += 1
+                    if job.process.returncode != 0:
+                        failed.append((job.cell, job.reason()))
+                    job.log.close()
+                show(sum(cell.rounds_done() for cell in cells), ended)
+        finally:
+            for job in running:
+                job.process.terminate()
+            for job in running:
+                job.process.wait()
                 job.log.close()
-            show(sum(cell.rounds_done() for cell in cells), ended)
-    finally:
-        for job in running:
-            job.process.terminate()
-        for job in running:
-            job.process.wait()
-            job.log.close()
     return failed
 
 

@@ -1,5 +1,6 @@
 """A run that is interrupted, terminated or killed goes on to the numbers of an unbroken one."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -41,6 +42,31 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tiny_config: RunConf
     Simulation(config, broken, resume=True).run(lambda row: resumed.append(row.round))
     assert resumed[0] == done + 1, "nothing that was finished is run again"
     assert_same_run(whole, broken)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_comparison_ends_its_runs_with_itself(tiny_config: RunConfig, tmp_path, number, code) -> None:
+    options = options_of(tiny_config.replace(rounds=3000, eval_every=1000, checkpoint_every=1000).to_dict())
+    lists = {"--algorithm": "--algorithms", "--compressor": "--compressors"}
+    words = [sys.executable, "-m", "fedsynsam", "compare", *(lists.get(word, word) for word in options)]
+    words += ["--seeds", "2", "--jobs", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    cells = [tmp_path / "fedavg" / "topk-0.1" / f"seed-{seed}" for seed in (0, 1)]
+    try:
+        for cell in cells:
+            wait_for_rounds(process, cell, 2)
+        process.send_signal(number)
+        _, printed = process.communicate(timeout=60)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)  # nobody is left of its session
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == code, printed
+    assert printed.splitlines()[-1] == "fedsynsam: interrupted: repeat the same command to go on"
+    for cell in cells:
+        assert (cell / "checkpoint").is_dir()
+        assert 2 <= rounds_written(cell) < 3000
 
 
 @pytest.mark.parametrize("stage", ["round", "synthesis"])

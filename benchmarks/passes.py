@@ -90,15 +90,15 @@ def rate(way: str, seconds: float) -> float:
 @contextmanager
 def workers(kind: str) -> Iterator[tuple[Executor, int]]:
     """The workers of `kind`, one of `KINDS`, and how many they are."""
+    count = 1 if kind == "one thread" else 2
     pool: Executor
     if kind == "two processes":
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(2, context, start, (context.Barrier(2),))
+        pool = ProcessPoolExecutor(count, context, start, (context.Barrier(count),))
     else:
-        count = 2 if kind == "two threads" else 1
         pool = ThreadPoolExecutor(count, initializer=start, initargs=(threading.Barrier(count),))
     with pool:
-        yield pool, 1 if kind == "one thread" else 2
+        yield pool, count
 
 
 KINDS = ("one thread", "two threads", "two processes")

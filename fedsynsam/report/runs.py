@@ -48,7 +48,8 @@ def find_runs(folder: Path) -> list[Run]:
 def _read(folder: Path) -> Run:
     try:
         config = json.loads((folder / "config.json").read_text())
-        config["alpha"] = float(config["alpha"])  # JSON has no infinity, so that it was written as the string inf
+        if config.get("alpha") == "inf":  # JSON has no infinity
+            config["alpha"] = float("inf")
         summary = json.loads((folder / "summary.json").read_text())
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         return Run(folder, config, [RoundMetrics.from_json(line) for line in lines], summary)

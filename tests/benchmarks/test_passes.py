@@ -10,7 +10,7 @@ import torch
 from benchmarks import passes
 
 
-def rows_of(tmp_path, *ways):
+def check_rows(tmp_path, *ways):
     out = tmp_path / "passes.csv"
     passes.main(["--out", str(out), "--seconds", "0.02", "--turns", "1"])
     with out.open(newline="", encoding="utf-8") as file:
@@ -20,17 +20,16 @@ def rows_of(tmp_path, *ways):
         assert float(row["passes_per_second"]) > 0
         if row["way"] == ways[0]:
             assert row["times"] == "1.000"
-    return rows
 
 
 def test_library_ways(tmp_path, monkeypatch):
     monkeypatch.setattr(passes, "WAYS", passes.WAYS[:2])
-    rows_of(tmp_path, "channels last", "channels first")
+    check_rows(tmp_path, "channels last", "channels first")
 
 
 @pytest.mark.slow
 def test_compiled(tmp_path):
-    rows_of(tmp_path, "channels last", "channels first", "torch.compile")
+    check_rows(tmp_path, "channels last", "channels first", "torch.compile")
 
 
 @pytest.mark.parametrize("way", ["channels last", "channels first"])

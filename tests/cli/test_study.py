@@ -105,7 +105,7 @@ def test_a_sweep_runs_goes_on_and_is_reported_by_value(
     assert (out / "table.md").read_text() == table
 
 
-def test_an_infinite_value_is_a_number(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_infinite_value_is_a_number(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["--algorithms", "fedavg", "--compressors", "topk:0.5", "--partition", "dirichlet", "--rounds", "1"]
     words = ["compare", "--config", str(study), *words, "--sweep", "alpha=inf,0.5", "--out", str(out)]

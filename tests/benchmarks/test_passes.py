@@ -28,6 +28,7 @@ def test_library_ways(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit._script")  # torch.compile's own
 def test_compiled(tmp_path):
     check_rows(tmp_path, "channels last", "channels first", "torch.compile")
 

@@ -3,7 +3,7 @@
 Each FOLDER holds finished runs made with `--cosines`. `cosines.csv` has a row for each evaluation: the cosines of the
 estimates with the gradient of held-out data, accuracy, and what learning the synthetic set took so far; `runs.csv` a
 row for each run: means from round 50 on, final accuracy, and the share of the time that learning took. `cosines.png`
-draws the synthetic set's cosine over rounds, a panel a compressor, a line a seed.
+draws the synthetic set's cosine over rounds, a panel a compressor, a line a seed; of one FOLDER alone, all estimates'.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def evaluations(name: str, run: Run) -> list[dict[str, object]]:
 def totals(name: str, run: Run) -> dict[str, object]:
     """The row of `runs.csv` of one run. A run from before the time of learning was logged has none."""
     late = [row.cosines for row in run.rounds if row.cosines and row.round >= FROM]
-    means = {
-        key: f"{np.mean([cosines[key] for cosines in late if key in cosines]):.4f}" for key in ("synthetic", "real")
-    }
+    means = {}
+    for key in ESTIMATES:
+        values = [cosines[key] for cosines in late if key in cosines]
+        means[key] = f"{np.mean(values):.4f}" if values else ""
     learning = sum(row.synthetic_seconds or 0.0 for row in run.rounds)
     whole = sum(row.seconds for row in run.rounds)
     lowest = min(cosines["synthetic"] for cosines in late)
@@ -63,21 +64,24 @@ def _facts(name: str, run: Run) -> dict[str, object]:
 
 
 def draw(groups: dict[str, list[Run]]) -> Figure:
-    """The synthetic set's cosine over rounds, and that of real images, faint."""
+    """The synthetic set's cosine over rounds, or of one group every estimate's; that of real images faint."""
+    lines = [(name, "synthetic", runs) for name, runs in groups.items()]
+    if len(groups) == 1:
+        lines = [(estimate, estimate, runs) for runs in groups.values() for estimate in ESTIMATES if estimate != "real"]
     compressors = list(dict.fromkeys(run.config["compressor"] for runs in groups.values() for run in runs))
     figure = Figure(figsize=(4.6 * len(compressors), 3.6), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(compressors), sharey=True))
     for axis, compressor in zip(axes, compressors, strict=True):
-        for color, (name, runs) in zip(COLORS, groups.items(), strict=False):
+        for color, (name, estimate, runs) in zip(COLORS, lines, strict=False):
             for place, run in enumerate(run for run in runs if run.config["compressor"] == compressor):
                 label = name if place == 0 else None
-                axis.plot(*_curve(run, "synthetic"), color=color, label=label, marker=".")
+                axis.plot(*_curve(run, estimate), color=color, label=label, marker=".")
                 axis.plot(*_curve(run, "real"), color="grey", alpha=0.4, linewidth=1)
         axis.plot([], [], color="grey", alpha=0.4, linewidth=1, label="as many real images")
         axis.axhline(GOAL, color="black", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="round", title=compressor, ylim=(0.6, 1.0))
-        axis.legend(loc="lower right", fontsize=8)
+        axis.set(xlabel="round", title=compressor, ylim=(-0.6 if len(groups) == 1 else 0.6, 1.0))
     axes[0].set_ylabel("cosine with the global gradient")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
     return figure
 
 

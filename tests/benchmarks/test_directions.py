@@ -50,6 +50,19 @@ def test_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "out" / "cosines.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_of_one_group_every_estimate_is_drawn(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 1, 0.8)
+    runs = directions.find_runs(tmp_path)
+    [axis] = directions.draw({"one": runs}).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+    assert drawn["synthetic"] == [0.1] * 4 + [0.8] * 2
+    assert {"drift", "local", "previous"} < drawn.keys()
+    [axis] = directions.draw({"one": runs, "other": runs}).axes
+    names = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert names == ["one", "other", "as many real images"]
+    assert directions.totals("one", runs[0])["drift"] == ""
+
+
 def test_a_group_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "folder", "--out", "out"])
     with pytest.raises(SystemExit):

@@ -73,6 +73,7 @@ def test_sweeps_take_their_values() -> None:
         ("heterogeneity", "alpha"): {0.05, 0.1, 0.5, float("inf")},
         ("rho", "rho"): {0.02, 0.05, 0.1, 0.2, 0.5},
         ("presets-rho", "rho"): {0.02, 0.05, 0.1},
+        ("presets-wide", "rho"): {0.1, 0.2, 0.5},
         ("beta", "beta"): {0.25, 0.5, 0.75, 1.0},
         ("start", "synthetic_start"): {10, 25, 50},
         ("images", "synthetic_images"): {1, 5, 15},
@@ -80,12 +81,12 @@ def test_sweeps_take_their_values() -> None:
 
 
 def test_presets_holds_every_algorithm_but_the_oracle() -> None:
-    (words, _), (tuning, _) = commands(ROOT / "examples" / "studies" / "presets.toml")
+    (words, _), (tuning, _), (wide, _) = commands(ROOT / "examples" / "studies" / "presets.toml")
     configs, tuned = configs_of(*words), configs_of(*tuning)
     assert {one.algorithm for one in configs} == set(PRESETS) - {"oracle"}
     assert {one.algorithm for one in tuned} == {name for name, preset in PRESETS.items() if preset.rho} - {"oracle"}
-    assert not {one.seed for one in configs} & {one.seed for one in tuned}
-    assert radii_of(configs) == best_radii("tuning/presets.csv")
+    assert not {one.seed for one in configs} & {one.seed for one in [*tuned, *configs_of(*wide)]}
+    assert radii_of(configs) == {**best_radii("tuning/presets.csv"), **best_radii("tuning/presets-wide.csv")}
 
 
 @pytest.mark.parametrize("study", ["standard", "heterogeneity"])

@@ -4,7 +4,8 @@ Rounds of the small CNN under PyTorch's profiler, on one thread, so that parts a
 that people write (a deep copy of the model a client, torch.optim.SGD, an average of state_dicts) and in this simulator.
 Time inside PyTorch's operators goes to the operator's part, unless it is spent in a named piece of work (gathering
 batches, the optimizer's step, compression and bytes, copies of models); the rest is Python's. The profiler itself makes
-operators slower, most the small ones: shares are of the profiled time, `bare_ms` is the time without it.
+operators slower, most the small ones: shares are of the profiled time, `bare_ms` is the time without it, a median.
+The cases take turns, so that a load on the machine falls on all.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.steps import Steps
 from fedsynsam.fl.workers import WorkerPool
 
-COHORT, WARMUP, TIMED = 10, 2, 4
+COHORT, WARMUP, TIMED, TURNS = 10, 2, 4, 3
 PARTS = {
     "convolutions": "#4269d0",
     "matrix products": "#97bbf5",
@@ -141,16 +142,18 @@ def pieces_named() -> Iterator[None]:
 
 
 class Clock:
-    """Times rounds, half of them under the profiler."""
+    """Times the rounds of several runs, half of them under the profiler."""
 
-    def __init__(self, rounds: int) -> None:
-        self._last = rounds - 1
+    def __init__(self) -> None:
         self.bare: list[float] = []
         self.walls: list[float] = []
         self.parts: list[dict[str, float]] = []
-        self._begun = time.perf_counter()
         self._profile: profile | None = None
-        self._rounds = 0
+
+    def start(self, rounds: int) -> None:
+        """To be called before each run of so many rounds."""
+        self._last, self._rounds = rounds - 1, 0
+        self._begun = time.perf_counter()
 
     def round_done(self) -> None:
         """To be called after each round."""
@@ -187,19 +190,22 @@ def eager(job: Job, clock: Clock) -> None:
 def measure() -> list[dict[str, Any]]:
     """A row for each case and part."""
     job = Job(COHORT, WARMUP, TIMED, 1, Path())
-    rows = []
+    clocks = {case: Clock() for case in CASES}
     with one_thread_each(), pieces_named():
-        for case, options in CASES.items():
-            clock = Clock(job.rounds)
-            if options is None:
-                eager(job, clock)
-            else:
-                simulated(job, options, clock)
-            bare, wall = statistics.median(clock.bare), sum(clock.walls)
-            for part in PARTS:
-                share = sum(parts[part] for parts in clock.parts) / wall
-                rows.append({"case": case, "part": part, "share": f"{share:.4f}", "bare_ms": f"{1e3 * bare:.1f}"})
-            print(case, f"{1e3 * bare:.1f} ms a round", flush=True)
+        for _ in range(TURNS):
+            for case, options in CASES.items():
+                clocks[case].start(job.rounds)
+                if options is None:
+                    eager(job, clocks[case])
+                else:
+                    simulated(job, options, clocks[case])
+    rows = []
+    for case, clock in clocks.items():
+        bare, wall = statistics.median(clock.bare), sum(clock.walls)
+        for part in PARTS:
+            share = sum(parts[part] for parts in clock.parts) / wall
+            rows.append({"case": case, "part": part, "share": f"{share:.4f}", "bare_ms": f"{1e3 * bare:.1f}"})
+        print(case, f"{1e3 * bare:.1f} ms a round", flush=True)
     return rows
 
 

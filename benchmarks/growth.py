@@ -55,6 +55,8 @@ def measure(clients: int, store: str, rounds: int, dataset: str) -> dict[str, ob
         simulation = Simulation(config, Path(folder) / "run")
 
         def fill(_: str) -> None:
+            if memory:  # a run has several notes before its first round
+                return
             if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
                 libc.malloc_trim(0)  # what loading the data freed would be used again, and not be seen
             memory["before"] = resident_mb()

@@ -36,6 +36,7 @@ def test_a_moment_belongs_to_the_nearest_named_work_or_else_to_its_operator():
 def test_short_rounds_are_taken_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(anatomy, "COHORT", 2)
     monkeypatch.setattr(anatomy, "TIMED", 2)
+    monkeypatch.setattr(anatomy, "TURNS", 2)
     monkeypatch.setattr(anatomy, "CASES", dict(list(anatomy.CASES.items())[:4]))
     out = tmp_path / "anatomy.csv"
     anatomy.main(["--out", str(out)])

@@ -76,7 +76,8 @@ def draw(groups: dict[str, list[Run]]) -> Figure:
             for place, run in enumerate(run for run in runs if run.config["compressor"] == compressor):
                 label = name if place == 0 else None
                 axis.plot(*_curve(run, estimate), color=color, label=label, marker=".")
-                axis.plot(*_curve(run, "real"), color="grey", alpha=0.4, linewidth=1)
+        for run in (run for runs in groups.values() for run in runs if run.config["compressor"] == compressor):
+            axis.plot(*_curve(run, "real"), color="grey", alpha=0.4, linewidth=1)
         axis.plot([], [], color="grey", alpha=0.4, linewidth=1, label="as many real images")
         axis.axhline(GOAL, color="black", linewidth=0.8, linestyle=":")
         axis.set(xlabel="round", title=compressor, ylim=(-0.6 if len(groups) == 1 else 0.6, 1.0))

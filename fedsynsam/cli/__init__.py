@@ -10,9 +10,12 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
 from ..errors import FedSynSamError, RankError
+
+PATIENCE_SECONDS = 3.0
 
 COMMANDS = {
     "run": "one federated run; with no arguments FedSynSAM at topk:0.01 on the embedded Fashion-MNIST subset",
@@ -66,10 +69,20 @@ def known_commands() -> str:
     return "known commands: " + ", ".join(COMMANDS)
 
 
+def complain(message: str) -> None:
+    """Print one line to standard error; of several processes those after the first say which they are."""
+    who = "" if first_process() else f"rank {os.environ['RANK']}: "
+    print("fedsynsam: error: " + who + " ".join(message.split()), file=sys.stderr, flush=True)
+
+
 def fail(message: str) -> int:
-    """Print one line to standard error (of several processes the first) and return the exit code of bad input."""
-    if first_process():
-        print("fedsynsam: error: " + " ".join(message.split()), file=sys.stderr)
+    """Complain and return the exit code of bad input.
+
+    Of several processes the others wait first: if the first has the same to say, torchrun ends them meanwhile.
+    """
+    if not first_process():
+        time.sleep(PATIENCE_SECONDS)
+    complain(message)
     return 2
 
 

@@ -19,7 +19,7 @@ from ..fl.algorithm import resolve
 from ..fl.compare import Cell, options_of, run_cells
 from ..fl.config import RunConfig
 from ..fl.interrupts import Interrupted
-from ..fl.runfolder import RunFolder
+from ..fl.runfolder import check_same
 from ..report.comparison import print_table, write_comparison
 from ..report.groups import read_cells
 from ..report.page import why_no_page
@@ -108,7 +108,7 @@ def _cell(command: CompareCommand, changes: dict[str, Any], swept: dict[str, Any
     folders = [config.algorithm, file_name(config.compressor), *map(file_name, value), f"seed-{config.seed}"]
     path = command.out.joinpath(*folders)
     if (path / "config.json").exists():
-        RunFolder(path, config, resume=True)  # refuses a folder that holds a run of other settings
+        check_same(path, config)
     name = " ".join([config.algorithm, config.compressor, *value, f"seed {config.seed}"])
     return Cell(name, path, config.rounds, tuple(options_of(config.to_dict())))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +20,13 @@ from ..fl.distributed import Group, local_rank, ranks
 from ..fl.interrupts import Interrupted
 from ..fl.machine import choose_device
 from ..fl.metrics import RunResult
+from ..fl.runfolder import load_config
 from ..fl.simulation import Simulation
 from ..report.figures import save_curves
 from ..report.pictures import save_synthetic_picture
 from ..report.text import bytes_text
-from .arguments import defaults_from, parse
+from . import complain
+from .arguments import config_file, defaults_from, parse
 from .progress import progress_of
 
 
@@ -39,28 +44,54 @@ class RunCommand:
     out: Path | None = None
     """Folder of the run; by default a new one under runs/."""
     resume: bool = False
-    """Go on with the interrupted run in --out, from its last checkpoint."""
+    """Go on with the interrupted run in --out, from its last checkpoint, with its settings."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `fedsynsam run`; return the exit code."""
-    command = parse(RunCommand(settings=defaults_from(argv)), argv, "fedsynsam run")
+    command = parse(RunCommand(settings=defaults(argv)), argv, "fedsynsam run")
     if command.resume and command.out is None:
         raise ConfigError("resume: say which run to go on with by --out FOLDER")
     with ranks(choose_device(command.settings.device, local_rank())) as group:
+        made: Path | None = None
         try:
-            out = command.out or Path(group.on_first(lambda: str(new_folder(command.settings)).encode()).decode())
+            if command.out is None:
+                made = Path(group.on_first(lambda: str(new_folder(command.settings)).encode()).decode())
+            out = command.out or made
+            assert out is not None
             result = run(command, out, group)
-        except FedSynSamError as error:
-            if group.speaks_for(error):
-                raise
-            return 1 if isinstance(error, RankError) else 2
+        except (FedSynSamError, OSError) as error:
+            speaks = group.speaks_for(error)
+            if isinstance(error, RankError):
+                if speaks:
+                    raise
+                return 1
+            if speaks:  # here, while the others still wait for this process: when it leaves them, all end
+                complain(str(error))
+            return 2
+        finally:
+            if made is not None and group.rank == 0:
+                with contextlib.suppress(OSError):  # where the run was refused they are empty
+                    made.rmdir()
+                    made.parent.rmdir()
         if group.rank == 0:
             title = f"{result.config.algorithm}, {result.config.compressor}"
             save_curves(result.rounds, out / "curves.png", title=title)
             save_synthetic_picture(out)
             print_summary(result, out)
     return 0
+
+
+def defaults(argv: Sequence[str]) -> RunConfig:
+    """The settings that the other options change: those of the run that is resumed, or of `--config`, or none."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--resume", action="store_true")
+    finder.add_argument("--out", type=Path)
+    with contextlib.suppress(argparse.ArgumentError):  # tyro says what is wrong
+        given = finder.parse_known_args(list(argv))[0]
+        if given.resume and given.out and config_file(argv) is None and (given.out / "config.json").exists():
+            return load_config(given.out)
+    return defaults_from(argv)
 
 
 def run(command: RunCommand, out: Path, group: Group) -> RunResult:
@@ -74,17 +105,18 @@ def run(command: RunCommand, out: Path, group: Group) -> RunResult:
     except Interrupted as interrupt:
         raise Interrupted(interrupt.signum, advice) from None
     except RankError as error:
-        raise RankError(f"{error}; {advice}") from error
+        raise RankError(f"{error}; {advice}" if simulation.opened else str(error)) from error
 
 
 def new_folder(config: RunConfig) -> Path:
-    """The first free folder runs/ALGORITHM-COMPRESSOR-seedS[-N]."""
+    """Make the first folder runs/ALGORITHM-COMPRESSOR-seedS[-N] that is free."""
     stem = f"{config.algorithm}-{file_name(config.compressor)}-seed{config.seed}"
-    path, number = Path("runs") / stem, 1
-    while path.exists():
-        number += 1
-        path = Path("runs") / f"{stem}-{number}"
-    return path
+    for number in itertools.count(1):
+        path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError("numbers do not end")
 
 
 def file_name(spec: str) -> str:

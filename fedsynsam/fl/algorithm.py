@@ -90,9 +90,25 @@ def resolve(config: RunConfig) -> RunConfig:
         raise ConfigError(f"algorithm: unknown value {config.algorithm!r}; known: {', '.join(PRESETS)}")
     if config.synthetic_every is None:
         config = config.replace(synthetic_every=SYNTHETIC_EVERY if config.synthetic is None else 0)
-    preset = PRESETS[config.algorithm]
+    preset, room = PRESETS[config.algorithm], min(config.synthetic_start, config.synthetic_window)
+    if preset.learns_a_set and config.synthetic_segment > room:
+        raise ConfigError(
+            f"synthetic_segment: {config.synthetic_segment} rounds do not fit a trajectory of {room} (the smaller of "
+            f"synthetic_start and synthetic_window); give {room} or less"
+        )
     names = [name for name in ("rho", "prox", "gradient_share") if getattr(config, name) is None]
     return config.replace(**{name: getattr(preset, name) for name in names})
+
+
+def unlearned_note(config: RunConfig) -> str | None:
+    """What to tell the user of a run that ends before its synthetic set is first learned."""
+    ends_before = PRESETS[config.algorithm].learns_a_set and config.rounds <= config.synthetic_start
+    if not ends_before or config.synthetic is not None:
+        return None
+    return (
+        f"{config.algorithm}: this run of {config.rounds} rounds ends before its synthetic set is learned, after round "
+        f"{config.synthetic_start}; give more --rounds or a lower --synthetic-start"
+    )
 
 
 @dataclass(frozen=True)

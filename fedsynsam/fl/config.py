@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
+import re
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,8 +212,7 @@ def _check_choices(config: RunConfig) -> None:
         raise ConfigError(
             f"dataset: unknown value {config.dataset!r}; known: {', '.join(DATASETS)}, or the path of an .npz file"
         )
-    kind, _, index = config.device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", config.device):
         raise ConfigError(f"device: unknown value {config.device!r}; known: auto, cpu, cuda, cuda:N")
 
 
@@ -224,7 +223,7 @@ def _check_ranges(config: RunConfig) -> None:
         ("clients", 1, True, math.inf),
         ("participation", 0, False, 1),
         ("rounds", 1, True, math.inf),
-        ("local_steps", 1, True, math.inf),
+        ("local_steps", 1, True, 10**6),
         ("batch_size", 1, True, math.inf),
         ("lr", 0, False, math.inf),
         ("server_lr", 0, False, math.inf),
@@ -256,14 +255,3 @@ def _check_ranges(config: RunConfig) -> None:
         if not (math.isfinite(value) and (value >= low if inclusive else value > low) and value <= high):
             bounds = f"{'at least' if inclusive else 'above'} {low}" + (f" and at most {high}" if high < 2**62 else "")
             raise ConfigError(f"{name}: {value!r} is out of range; give a finite number {bounds}")
-    room = min(config.synthetic_start, config.synthetic_window)
-    if config.synthetic_segment > room:
-        raise ConfigError(
-            f"synthetic_segment: {config.synthetic_segment} rounds do not fit a trajectory of {room} (the smaller of "
-            "synthetic_start and synthetic_window); give a shorter segment"
-        )
-
-
-def config_json(config: RunConfig) -> str:
-    """The canonical JSON text of a configuration (keys in field order)."""
-    return json.dumps(config.to_dict(), indent=2, allow_nan=False)

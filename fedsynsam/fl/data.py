@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsynsam.errors import DataError
 from fedsynsam.fl.data_files import Arrays, read_cifar, read_fashion_mnist, read_npz
+from fedsynsam.fl.tensorfile import checksum
 
 EMBEDDED = "fashion_mnist_subset.npz.xz"
 EMBEDDED_SHA256 = "9ab9f1f5d706ff9ccedeb279c758eb79752a78981c4dcd1a9c90db79c93308bc"
@@ -82,6 +83,13 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
         return self.x_train.shape[1:]
+
+    def crc32(self) -> str:
+        """CRC-32 of all images, as they are stored, and labels; eight hexadecimal digits."""
+        return checksum({
+            "x_train": self.x_train.stored, "y_train": self.y_train,
+            "x_test": self.x_test.stored, "y_test": self.y_test,
+        })  # fmt: skip
 
     def to(self, device: torch.device) -> Dataset:
         """The same data on `device`."""

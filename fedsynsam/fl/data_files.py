@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ def read_idx(path: Path) -> np.ndarray:
     """The uint8 array of an IDX file, gzipped when its name ends in .gz; `DataError` if it is damaged."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08" or len(raw) < 4 + 4 * raw[3]:
         raise DataError(f"{path} is not an IDX file of unsigned bytes (its magic number is {raw[:4].hex()})")
@@ -78,7 +79,10 @@ def read_cifar(name: str, data_dir: str | None) -> Arrays:
 def read_npz(path: Path) -> Arrays:
     """The four arrays of an .npz file; `DataError` when the file or one of them is missing."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise DataError(f"{path} holds one array; an .npz data set holds {', '.join(KEYS)} (numpy.savez makes it)")
+        with archive:
             missing = [key for key in KEYS if key not in archive.files]
             if missing:
                 raise DataError(f"{path}: array {missing[0]!r} is missing; an .npz data set holds {', '.join(KEYS)}")
@@ -88,7 +92,7 @@ def read_npz(path: Path) -> Arrays:
             f"{path} does not exist; (1) give the path of an .npz that holds {', '.join(KEYS)}, or (2) name a known "
             "data set, or (3) use the embedded --dataset fashion-mnist-subset"
         ) from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} is not a readable .npz file: {error}") from error

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -113,13 +114,24 @@ class RankGroup(Group):
             return _bytes(content)
 
     def speaks_for(self, error: BaseException) -> bool:
-        """Rank 0 does; of a lost rank, which may be rank 0, whoever is first."""
-        if not isinstance(error, RankError):
-            return self.rank == 0
+        """Of a lost rank, which may be rank 0, whoever is first; else rank 0, or the rank that alone has the error."""
+        lost = isinstance(error, RankError)
         try:
-            return bool(dist.distributed_c10d._get_default_store().add("fedsynsam/told", 1) == 1)
-        except RuntimeError:  # the store went down with torchrun itself
+            store = dist.distributed_c10d._get_default_store()
+            if lost:
+                return bool(store.add("fedsynsam/told", 1) == 1)
+            key = f"fedsynsam/told/{zlib.crc32(str(error).encode())}"
+            if self.rank == 0:
+                store.set(key, "1")
+                return True
+            end = time.monotonic() + LAST_WORDS_SECONDS
+            while time.monotonic() < end:
+                if store.check([key]):
+                    return False
+                time.sleep(0.02)
             return True
+        except RuntimeError:  # the store went down with torchrun itself
+            return lost or self.rank == 0
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:

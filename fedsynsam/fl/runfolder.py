@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -21,36 +23,59 @@ FREE = ("threads", "checkpoint_every", "data_dir", "residual_store", "capture")
 
 
 class RunFolder:
-    """Writes one run to `path`; raises `ConfigError` when it already holds another run."""
+    """Writes one run, on data with the checksum `crc32`, to `path`, which no other process may write meanwhile.
 
-    def __init__(self, path: Path, config: RunConfig, *, resume: bool) -> None:
+    Raises `ConfigError` when the folder holds another run or something else, and when another process writes it.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, crc32: str, *, resume: bool) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint"
-        stored = path / "config.json"
         if path.exists() and not path.is_dir():
             raise ConfigError(f"out: {str(path)!r} is a file; give a folder")
+        if resume and not (path / "config.json").exists():
+            raise ConfigError(f"resume: {str(path)!r} holds no run; give the folder of an interrupted one")
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(path)
+        try:
+            self._open(config, crc32, resume=resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, config: RunConfig, crc32: str, *, resume: bool) -> None:
+        path, stored = self.path, self.path / "config.json"
         if stored.exists():
             if not resume:
                 raise ConfigError(f"out: {str(path)!r} already holds a run; give another folder, or resume it")
-            self._check_same(stored, config)
-        elif path.exists() and any(entry.suffix != ".part" for entry in path.iterdir()):  # cut off at its very start
+            check_same(path, config, crc32)
+        elif any(entry.suffix != ".part" for entry in path.iterdir()):
             raise ConfigError(f"out: {str(path)!r} is not empty and holds no run; give another folder")
-        elif resume:
-            raise ConfigError(f"resume: {str(path)!r} holds no run; give the folder of an interrupted one")
-        path.mkdir(parents=True, exist_ok=True)
+        for cut_off in path.glob("*.part"):
+            cut_off.unlink()
         if not stored.exists():
-            content = json.dumps({**config.to_dict(), "versions": versions()}, indent=2, allow_nan=False)
-            write_atomically(stored, content.encode() + b"\n")
+            content = {**config.to_dict(), "dataset_crc32": crc32, "versions": versions()}
+            write_atomically(stored, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
 
-    def metrics(self) -> list[RoundMetrics]:
-        """The rounds written so far; a last line cut off by a crash is left out."""
+    def close(self) -> None:
+        """Let other processes write the folder."""
+        os.close(self._lock)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended well: its summary is written last."""
+        return (self.path / "summary.json").exists()
+
+    def metrics(self, rounds: int) -> list[RoundMetrics]:
+        """The first `rounds` rounds; what a crash left behind them is not looked at."""
         file = self.path / "metrics.jsonl"
-        if not file.exists():
-            return []
-        lines = [line for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"]
         try:
-            return [RoundMetrics.from_json(line) for line in lines]
-        except (ValueError, TypeError) as error:
+            lines = file.read_bytes().splitlines()[:rounds] if rounds else []
+            rows = [RoundMetrics.from_json(line.decode()) for line in lines]
+            if [row.round for row in rows] != list(range(1, rounds + 1)):
+                raise ValueError(f"it lacks some of the {rounds} rounds of the checkpoint")
+            return rows
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{file} is damaged ({error}); start the run anew") from error
 
     def keep_rounds(self, rounds: list[RoundMetrics]) -> None:
@@ -71,19 +96,24 @@ class RunFolder:
         """Write `summary.json`."""
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
 
-    @staticmethod
-    def _check_same(stored: Path, config: RunConfig) -> None:
-        try:
-            before = json.loads(stored.read_text())
-        except ValueError as error:
-            raise ConfigError(f"resume: {stored} is damaged: {error}") from error
-        now = config.to_dict()
-        if config.engine in (None, "auto"):  # whichever was chosen then
-            now["engine"] = before.get("engine")
-        if key := differing_key(before, now):
-            raise ConfigError(
-                f"resume: {stored} has {key}={before.get(key)!r}, not {now[key]!r}; give the same or a new folder"
-            )
+
+def check_same(path: Path, config: RunConfig, crc32: str | None = None) -> None:
+    """Raise `ConfigError` unless the run in folder `path` began with these settings and, if given, data."""
+    stored = path / "config.json"
+    before = _read_config(stored, "resume: ")
+    now = config.to_dict()
+    if config.engine in (None, "auto"):  # whichever was chosen then
+        now["engine"] = before.get("engine")
+    if key := differing_key(before, now):
+        raise ConfigError(
+            f"resume: {stored} has {key}={before.get(key)!r}, not {now[key]!r}; a run goes on with the settings that "
+            "it began with, or begins anew in another folder"
+        )
+    if crc32 is not None and before.get("dataset_crc32", crc32) != crc32:
+        raise ConfigError(
+            f"resume: {config.dataset!r} holds other data than when the run in {path} began; bring them back, or begin "
+            "anew in another folder"
+        )
 
 
 def differing_key(before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -98,12 +128,35 @@ def stored_engine(path: Path) -> str | None:
 
 def load_config(path: Path) -> RunConfig:
     """The configuration of the run in folder `path`; raises `ConfigError` when there is none."""
-    try:
-        values = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} holds no readable config.json of a run: {error}") from error
-    values.pop("versions", None)
+    values = _read_config(path / "config.json", "")
+    for key in ("dataset_crc32", "versions"):
+        values.pop(key, None)
     return RunConfig.from_dict(values)
+
+
+def _read_config(file: Path, what_for: str) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}, not an object")
+        return values
+    except FileNotFoundError as error:
+        raise ConfigError(f"{what_for}{str(file.parent)!r} holds no run (there is no {file.name})") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{what_for}{file} is damaged: {error}") from error
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the folder `path` that locks it for this process, until it is closed or the process ends."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(f"out: another process is writing the run in {str(path)!r}; wait until it ends") from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
 
 
 def versions() -> dict[str, str | None]:
@@ -124,15 +177,15 @@ def versions() -> dict[str, str | None]:
 
 
 def _commit() -> str | None:
+    """The commit of the checkout that this file belongs to; a repository around it may be somebody else's."""
+    here = Path(__file__)
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
+        for command in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
+            done = subprocess.run(
+                ["git", *command], cwd=here.parent, capture_output=True, text=True, timeout=10, check=False
+            )
+            if done.returncode != 0:
+                return None
+        return done.stdout.strip()
     except (OSError, subprocess.TimeoutExpired):  # no git on this machine
         return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fedsynsam.compress import compressor as build_compressor
-from fedsynsam.errors import ArgumentError, CheckpointError, ConfigError
-from fedsynsam.fl.algorithm import PRESETS, real_set, resolve
+from fedsynsam.errors import ArgumentError, CheckpointError, ConfigError, NonFiniteError
+from fedsynsam.fl.algorithm import PRESETS, real_set, resolve, unlearned_note
 from fedsynsam.fl.central import Central
 from fedsynsam.fl.checkpoint import Checkpoint
 from fedsynsam.fl.client import Upload
-from fedsynsam.fl.config import RunConfig, config_json
+from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.cosines import held_out_sample, mean_cosines
 from fedsynsam.fl.data import load_dataset
 from fedsynsam.fl.distributed import Group, local_rank
@@ -38,7 +40,7 @@ from fedsynsam.fl.sharpness import Sharpness
 from fedsynsam.fl.streams import PARTITION, WEIGHTS, number, stream
 from fedsynsam.fl.synthetic import FILE_NAME, load_synthetic, save_synthetic
 from fedsynsam.fl.tensorfile import TensorFolder
-from fedsynsam.fl.training import Training
+from fedsynsam.fl.training import Training, widest_batch
 from fedsynsam.fl.workers import Worker, WorkerPool
 
 
@@ -47,8 +49,8 @@ class Simulation:
 
     The folder gets `config.json` (resolved, with versions and commit), `metrics.jsonl` (one line a round),
     `summary.json`, `checkpoint/`, and `synthetic.safetensors` when a synthetic set is learned. A folder that holds
-    another run raises `ConfigError`; `resume=True` goes on from its checkpoint, whose
-    configuration must be the same. Of the processes of a `group` only rank 0 writes it.
+    another run, or that another process is writing, raises `ConfigError`; `resume=True` goes on from its checkpoint,
+    whose configuration and data must be the same. Of the processes of a `group` only rank 0 writes it.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Simulation:
         self._device = choose_device(config.device, local_rank() if self._group.size > 1 else None)
         self._rounds: list[RoundMetrics] = []
         self._folder: RunFolder | None = None  # rank 0's alone
+        self.opened = False  # whether the run's folder is this run's
 
     def run(
         self,
@@ -92,23 +95,35 @@ class Simulation:
                 if on_note is not None and self._group.rank == 0:
                     self._tell(on_note)
                 self._loop(on_round, on_step)
+                summary = summarise(self.config, self._rounds, self._server.state.weights.numel())
+                if self._folder is not None:
+                    self._folder.write_summary(summary)
             finally:
-                self._pool.close()
-                self._remove_scratch()
-        summary = summarise(self.config, self._rounds, self._server.state.weights.numel())
-        if self._folder is not None:
-            self._folder.write_summary(summary)
+                self._close()
         return RunResult(config=self.config, rounds=self._rounds, summary=summary, out=self.out)
 
+    def _close(self) -> None:
+        self._pool.close()
+        if self.opened:
+            self._remove_scratch()
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
+
     def _tell(self, on_note: Callable[[str], None]) -> None:
+        if self._resume and self._server.state.round == 0:
+            on_note("there is no checkpoint yet: the run begins again with round 1")
+        if (note := unlearned_note(self.config)) is not None:
+            on_note(note)
         on_note(self._choice.note)
         if not self._records.empty:
             store = self._records.store
             on_note(record_note(self.config, self._server.state.weights.numel(), store.names, store.place))
 
     def _set_up(self) -> None:
-        config = self.config
+        config, self._rounds, self.opened = self.config, [], False
         dataset = load_dataset(config.dataset, config.data_dir)
+        self._crc32 = dataset.crc32()
         self._parts = partition(
             config.partition,
             dataset.y_train.numpy(),
@@ -141,7 +156,7 @@ class Simulation:
         """The engine, chosen on rank 0 for all ranks; a run that is resumed keeps the one that it had."""
 
         def work() -> bytes:
-            config = self.config
+            config = self.config.replace(batch_size=widest_batch(self.config, self._parts))
             if self._resume and self.out is not None and config.engine in (None, "auto"):
                 config = config.replace(engine=stored_engine(self.out) or config.engine)
             choice = choose(config, self._module, self._dataset, self._device, threads)
@@ -152,17 +167,19 @@ class Simulation:
     def _open(self) -> None:
         """Make or open the run's folder on rank 0; go on from its checkpoint on every rank."""
         group, server = self._group, self._server
-        first, *others = (json.loads(text) for text in group.all_gather(config_json(self.config).encode()))
+        mine = json.dumps({**self.config.to_dict(), "dataset_crc32": self._crc32})
+        first, *others = (json.loads(text) for text in group.all_gather(mine.encode()))
         for rank, other in enumerate(others, start=1):
             if key := differing_key(first, other):
                 raise ConfigError(f"{key}: rank 0 was given {first[key]!r}, rank {rank} {other[key]!r}")
 
         def open_folder() -> bytes:
             if self.out is not None:
-                self._folder = RunFolder(self.out, self.config, resume=self._resume)
+                self._folder = RunFolder(self.out, self.config, self._crc32, resume=self._resume)
             return b""
 
         group.on_first(open_folder)
+        self.opened = True
         files = None if self._folder is None else TensorFolder(self._folder.checkpoint)
         self._remove_scratch()
         scratch = TensorFolder(self._scratch) if self._scratch is not None else files
@@ -186,16 +203,18 @@ class Simulation:
             return
         if (state := self._checkpoint.load(server.state, self._records)) is not None:
             server.restore(state)
-        if self._folder is not None:
-            # rounds after the last checkpoint are run again, to the same numbers
-            self._rounds = self._folder.metrics()[: server.state.round]
-            if len(self._rounds) < server.state.round:
-                raise CheckpointError(
-                    f"{self.out / 'metrics.jsonl'} is damaged (it holds {len(self._rounds)} rounds, the checkpoint "
-                    f"{server.state.round}); start the run anew"
-                )
-            self._folder.keep_rounds(self._rounds)
-            self._write_synthetic()
+        group.on_first(lambda: self._restore_rounds(server.state.round))
+
+    def _restore_rounds(self, finished: int) -> bytes:
+        """Take up the metrics of the `finished` rounds of the checkpoint, on rank 0."""
+        assert self._folder is not None
+        if not finished and self._folder.finished:
+            raise CheckpointError(f"{self.out} holds a finished run and no checkpoint; there is nothing to go on from")
+        # rounds after the last checkpoint are run again, to the same numbers
+        self._rounds = self._folder.metrics(finished)
+        self._folder.keep_rounds(self._rounds)
+        self._write_synthetic()
+        return b""
 
     @property
     def _scratch(self) -> Path | None:
@@ -295,9 +314,13 @@ class Simulation:
         server.finish_round(uploads, self._central.finetune)
         records = {up.client_id: up.record for up in uploads}
         self._records.keep(cohort, {client: records[client] for client in own}, current)
+        if not bool(torch.isfinite(state.weights).all()):
+            raise NonFiniteError(f"the global weights diverged in round {current}; use a smaller lr, server_lr or rho")
         accuracy = loss = sharpness = None
         if config.evaluates(current):
             accuracy, loss, sharpness = self._central.evaluate(state.weights, current)
+            if not math.isfinite(loss):
+                raise NonFiniteError(f"the test loss is {loss} in round {current}; use a smaller lr, server_lr or rho")
         cosines = mean_cosines([up.cosines for up in uploads])
         metrics = RoundMetrics(
             round=current,

@@ -59,7 +59,8 @@ class StoredSet:
     def pixels(self) -> Tensor:
         """The images as pixels in [0, 1], f32 [M, C, H, W]."""
         low, high = (torch.tensor(self.facts[key], dtype=torch.float32).view(-1, 1, 1) for key in ("low", "high"))
-        return ((self.synthetic.images - low) / (high - low)).clamp(0.0, 1.0)
+        span = torch.where(high > low, high - low, torch.inf)  # a channel of one brightness is dark
+        return ((self.synthetic.images - low) / span).clamp(0.0, 1.0)
 
 
 def save_synthetic(path: Path, synthetic: SyntheticSet, dataset: Dataset, config: RunConfig, round_number: int) -> None:
@@ -101,7 +102,7 @@ def read_synthetic(path: Path) -> StoredSet:
         shapes = ", ".join(f"{key} {tensor.dtype} {list(tensor.shape)}" for key, tensor in sorted(tensors.items()))
         raise DataError(
             f"synthetic: {str(path)!r} is no synthetic set ({shapes}); right would be float32 images [M, C, H, W], "
-            f"logits [M, classes] and log_rate [], M at least 1, and low < high for each channel; {_ADVICE}"
+            f"logits [M, classes] and log_rate [], M at least 1, and low <= high for each channel; {_ADVICE}"
         )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise DataError(f"synthetic: {str(path)!r} holds values that are not finite; {_ADVICE}")
@@ -138,7 +139,7 @@ def _is_range(facts: dict[str, Any], channels: int) -> bool:
     low, high = (facts.get(key) for key in ("low", "high"))
     if not (isinstance(low, list) and isinstance(high, list) and len(low) == len(high) == channels):
         return False
-    return all(isinstance(value, float) for value in low + high) and all(map(float.__lt__, low, high))
+    return all(isinstance(value, float) for value in low + high) and all(map(float.__le__, low, high))
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -30,7 +30,8 @@ def pack(tensors: Mapping[str, Tensor], numbers: Mapping[str, Any] | None = None
     """The bytes of `tensors` (any device; copies, so that two may share memory) and of `numbers` (JSON values)."""
     copies = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     text = json.dumps(numbers or {})
-    return save(copies, metadata={ENTRY: json.dumps({"version": VERSION, "crc": _crc(copies, text), "numbers": text})})
+    entry = {"version": VERSION, "crc": checksum(copies, text), "numbers": text}
+    return save(copies, metadata={ENTRY: json.dumps(entry)})
 
 
 def unpack(
@@ -47,7 +48,7 @@ def unpack(
         if (version := metadata.get("version")) != VERSION:
             raise CheckpointError(f"{source} has version {version!r}; this program reads {VERSION!r}; {advice}")
         text = metadata["numbers"]
-        if metadata["crc"] != _crc(tensors, text):
+        if metadata["crc"] != checksum(tensors, text):
             raise CheckpointError(f"{source} is damaged (its checksum does not match); {advice}")
         return {key: value.to(device) for key, value in tensors.items()}, json.loads(text)
     except CheckpointError:
@@ -58,7 +59,7 @@ def unpack(
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that a crash leaves the old file or the new one, never half of one."""
-    temporary = path.with_name(path.name + ".part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
@@ -129,7 +130,7 @@ class TensorFolder:
         return self.path / f"{name}.safetensors"
 
 
-def _crc(tensors: Mapping[str, Tensor], text: str) -> str:
+def checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """CRC-32 of `text` and of the tensors' names, types, shapes and bytes, by name; always eight digits."""
     value = zlib.crc32(text.encode())
     for key, tensor in sorted(tensors.items()):

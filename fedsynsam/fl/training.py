@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -41,6 +42,11 @@ class Training:
     real_set: Batch
     held_out: Batch
 
+    @cached_property
+    def _width(self) -> int:
+        """Examples that every client's batch is padded to, always as many, so that all rounds have the same shapes."""
+        return widest_batch(self.config, self.parts)
+
     def clients(self, worker: Worker, client_ids: Sequence[int], *, probing: bool) -> list[Upload]:
         """The uploads of a group of clients in the round to come; with `probing` they measure cosines on the way.
 
@@ -53,7 +59,7 @@ class Training:
         records = [self.records.get(client) for client in client_ids]
         knowledge = self.server.knowledge(client_ids, records)
         work = LocalRound(
-            Steps(self.dataset, draws, None if config.engine == "sequential" else config.batch_size),
+            Steps(self.dataset, draws, None if config.engine == "sequential" else self._width),
             perturbation_for(config, knowledge, self.dataset, current, client_ids),
             correction_for(config, knowledge),
         )
@@ -102,6 +108,11 @@ class Training:
             sets["synthetic"] = state.synthetic.batch
         reversed_update = None if state.previous is None else state.previous - state.weights
         return Probe(worker.single, self.held_out, start, reversed_update, sets)
+
+
+def widest_batch(config: RunConfig, parts: Sequence[np.ndarray]) -> int:
+    """Examples in the largest batch of any client; `parts` are the clients' examples."""
+    return min(config.batch_size, max(map(len, parts)))
 
 
 def _remember(record: Record, name: str, state: State) -> None:

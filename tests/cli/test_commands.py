@@ -60,7 +60,7 @@ def test_sharpness_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["nothing"], "no readable config.json"),
+        (["nothing"], "nothing' holds no run"),
         (["run", "--count", "0"], "count: is 0; expected 1 or more"),
         (["run", "--radius", "-1"], "radius: is -1.0; expected more than 0"),
     ],

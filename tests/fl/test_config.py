@@ -6,19 +6,19 @@ import json
 import pytest
 
 from fedsynsam.errors import ConfigError
-from fedsynsam.fl.algorithm import PRESETS, resolve
-from fedsynsam.fl.config import ALGORITHMS, RunConfig, config_json
+from fedsynsam.fl.algorithm import PRESETS, resolve, unlearned_note
+from fedsynsam.fl.config import ALGORITHMS, RunConfig
 
 
 def test_dict_and_json_round_trip() -> None:
     config = RunConfig(algorithm="fedsam", rho=0.2, threads=3, data_dir="somewhere")
     assert RunConfig.from_dict(config.to_dict()) == config
-    assert RunConfig.from_dict(json.loads(config_json(config))) == config
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_json_without_infinity() -> None:
     config = RunConfig(alpha=float("inf"))
-    text = config_json(config)
+    text = json.dumps(config.to_dict())
     assert json.loads(text, parse_constant=pytest.fail)["alpha"] == "inf"
     assert RunConfig.from_dict(json.loads(text)) == config
 
@@ -86,12 +86,30 @@ def test_unknown_algorithm_lists_the_known() -> None:
         ("device", "cpu:1"),
         ("dataset", "imagenet"),
         ("synthetic_method", "magic"),
-        ("synthetic_segment", 30),
+        ("device", "cuda:"),
+        ("device", "cuda:99999"),
+        ("local_steps", 10**12),
     ],
 )
 def test_illegal_values_are_named(key, value) -> None:
     with pytest.raises(ConfigError, match=f"^{key}: "):
         RunConfig(**{key: value})
+
+
+def test_a_segment_that_no_trajectory_holds_is_refused_where_a_set_is_learned() -> None:
+    with pytest.raises(ConfigError, match=r"^synthetic_segment: 30 rounds do not fit a trajectory of 25 .*; give 25"):
+        resolve(RunConfig(algorithm="fedsynsam", synthetic_segment=30))
+    assert resolve(RunConfig(algorithm="fedavg", synthetic_start=3)).synthetic_segment == 5
+
+
+def test_a_run_that_ends_before_its_set_is_learned_says_so() -> None:
+    assert "ends before" in str(unlearned_note(RunConfig(algorithm="dynafed", rounds=25)))
+    for config in (
+        RunConfig(algorithm="fedsynsam", rounds=26),
+        RunConfig(algorithm="fedavg", rounds=3),
+        RunConfig(algorithm="fedsynsam", rounds=3, synthetic="some.safetensors"),
+    ):
+        assert unlearned_note(config) is None
 
 
 def test_cohort_size_rounds_to_nearest_and_is_never_empty() -> None:

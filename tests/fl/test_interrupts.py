@@ -9,15 +9,17 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from fedsynsam.errors import CheckpointError
+from fedsynsam.errors import CheckpointError, ConfigError
 from fedsynsam.fl.compare import options_of
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.interrupts import Interrupted
 from fedsynsam.fl.metrics import RoundMetrics, StepProgress
 from fedsynsam.fl.simulation import Simulation
 
+from .conftest import tiny_arrays
 from .test_ranks import assert_same_run, rounds_written, wait_for_rounds
 
 
@@ -174,14 +176,60 @@ def test_a_line_cut_off_by_a_crash_is_repaired_and_other_damage_is_named(tiny_co
     Simulation(tiny_config, broken).run()
     file = broken / "metrics.jsonl"
     content = file.read_text()
-    file.write_text(content + '{"round": 7, "train_l')
-    Simulation(tiny_config, broken, resume=True).run()
-    assert_same_run(whole, broken)
-    for damaged, message in ((content[1:], "is damaged"), (content[: content.index("\n") + 1], "holds 1 rounds")):
+    for rest in (b'{"round": 7, "train_l', b"\0\0\0\n", b"\xff\n", content.encode()):  # of rounds after the checkpoint
+        file.write_bytes(content.encode() + rest)
+        Simulation(tiny_config, broken, resume=True).run()
+        assert_same_run(whole, broken)
+    for damaged, message in (
+        (content[1:], "is damaged"),
+        (content[: content.index("\n") + 1], "lacks some of the 6 rounds"),
+    ):
         file.write_text(damaged)
         with pytest.raises(CheckpointError, match=message) as caught:
             Simulation(tiny_config, broken, resume=True).run()
         assert str(file) in str(caught.value)
+
+
+def test_rounds_that_are_twice_there_are_damage(tiny_config: RunConfig, tmp_path) -> None:
+    Simulation(tiny_config, tmp_path / "run").run()
+    file = tmp_path / "run" / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines[:3], lines[1], *lines[4:]]))
+    with pytest.raises(CheckpointError, match="lacks some of the 6 rounds"):
+        Simulation(tiny_config, tmp_path / "run", resume=True).run()
+
+
+def test_without_a_checkpoint_a_run_begins_again_unless_it_was_finished(tiny_config: RunConfig, tmp_path) -> None:
+    config, notes, out = tiny_config.replace(checkpoint_every=0), list[str](), tmp_path / "run"
+    Simulation(config, out).run()
+    before = (out / "metrics.jsonl").read_text()
+    with pytest.raises(CheckpointError, match="holds a finished run and no checkpoint"):
+        Simulation(config, out, resume=True).run()
+    assert (out / "metrics.jsonl").read_text() == before
+    (out / "summary.json").unlink()
+    Simulation(config, out, resume=True).run(on_note=notes.append)
+    assert any("no checkpoint yet: the run begins again" in note for note in notes)
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == config.rounds
+
+
+def test_one_process_at_a_time_writes_a_folder(tiny_config: RunConfig, tmp_path) -> None:
+    out = tmp_path / "run"
+    begun = Simulation(tiny_config, out)
+
+    def start_again(metrics: RoundMetrics) -> None:
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match="another process is writing the run"):
+                Simulation(tiny_config, out, resume=resume).run()
+
+    assert len(begun.run(on_round=start_again).rounds) == tiny_config.rounds
+    Simulation(tiny_config, out, resume=True).run()  # it is free now
+
+
+def test_a_run_goes_on_with_the_data_that_it_began_with(tiny_config: RunConfig, tmp_path) -> None:
+    Simulation(tiny_config, tmp_path / "run").run()
+    np.savez(tiny_config.dataset, **tiny_arrays(seed=1))
+    with pytest.raises(ConfigError, match=r"resume: .*tiny\.npz' holds other data than when the run"):
+        Simulation(tiny_config, tmp_path / "run", resume=True).run()
 
 
 def test_a_damaged_file_of_a_checkpoint_is_named(tiny_config: RunConfig, tmp_path) -> None:

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from fedsynsam.cli import main
+from fedsynsam.cli import PATIENCE_SECONDS, main
 from fedsynsam.errors import ConfigError, NonFiniteError
 from fedsynsam.fl.compare import options_of
 from fedsynsam.fl.config import RunConfig
@@ -22,6 +24,7 @@ from fedsynsam.fl.distributed import Group
 from fedsynsam.fl.records import assign
 from fedsynsam.fl.simulation import Simulation
 
+from .conftest import tiny_arrays
 from .test_simulation import EVERY_CHOICE, lines
 
 
@@ -105,6 +108,29 @@ def test_an_error_on_one_rank_is_raised_on_all(tiny_config: RunConfig, tmp_path)
     assert ["already holds a run" in str(result) for result in results] == [True, True]
 
 
+def test_a_refused_run_leaves_the_folder_as_it_was(tiny_config: RunConfig, tmp_path) -> None:
+    (tmp_path / "mine" / "rank-1").mkdir(parents=True)
+    (tmp_path / "mine" / "rank-1" / "data.txt").write_text("kept")
+    results = in_threads(2, lambda group: Simulation(tiny_config, tmp_path / "mine", group=group).run())
+    assert ["is not empty and holds no run" in str(result) for result in results] == [True, True]
+    assert (tmp_path / "mine" / "rank-1" / "data.txt").read_text() == "kept"
+
+
+def test_ranks_with_different_data_are_refused(tiny_config: RunConfig, tmp_path) -> None:
+    np.savez(tmp_path / "other.npz", **tiny_arrays(seed=1))
+    contents = [Path(tiny_config.dataset).read_bytes(), (tmp_path / "other.npz").read_bytes()]
+
+    def work(group: Group) -> object:
+        simulation = Simulation(tiny_config, group=group)
+        file = tmp_path / f"{group.rank}.npz"
+        file.write_bytes(contents[group.rank])
+        simulation.config = simulation.config.replace(dataset=str(file))  # the same name on two machines
+        return simulation.run()
+
+    results = in_threads(2, work)
+    assert ["dataset: rank 0 was given" in str(result) for result in results] == [True, True]
+
+
 def test_ranks_with_different_options_are_refused(tiny_config: RunConfig) -> None:
     results = in_threads(2, lambda group: Simulation(tiny_config.replace(lr=0.1 + group.rank), group=group).run())
     assert [type(result) for result in results] == [ConfigError, ConfigError]
@@ -116,8 +142,11 @@ def test_commands_that_do_not_share_work_refuse_torchrun(monkeypatch, capsys) ->
     assert main(["compare"]) == 2
     assert capsys.readouterr().err.endswith("only run can use them, not compare\n")
     monkeypatch.setenv("RANK", "1")
+    waits = list[float]()
+    monkeypatch.setattr("fedsynsam.cli.time.sleep", waits.append)
     assert main(["compare"]) == 2
-    assert capsys.readouterr().err == "", "rank 0 speaks for all"
+    assert "error: rank 1: torchrun" in capsys.readouterr().err
+    assert waits == [PATIENCE_SECONDS], "it is ended meanwhile if rank 0 speaks for all"
 
 
 def test_clients_stay_where_they_are_as_long_as_the_load_is_even() -> None:
@@ -131,11 +160,15 @@ def test_clients_stay_where_they_are_as_long_as_the_load_is_even() -> None:
         assert max(loads) == -(-10 // ranks)
 
 
-def torchrun(size: int, config: RunConfig, out: Path, *more: str) -> subprocess.Popen[str]:
+def torchrun(
+    size: int, config: RunConfig, out: Path, *more: str, program: Sequence[str] = ("-m", "fedsynsam"), **options: Any
+) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    words += ["-m", "fedsynsam", "run", *options_of(config.to_dict()), "--out", str(out), *more]
+    words += [*program, "run", *options_of(config.to_dict()), "--out", str(out), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **options
+    )
 
 
 def rounds_written(out: Path) -> int:
@@ -172,6 +205,24 @@ def test_processes_over_gloo_change_no_bit(tiny_config: RunConfig, tmp_path) -> 
         assert process.returncode == 0, printed
         assert printed.count("accuracy, last round") == printed.count("residuals: ") == 1, "rank 0 alone prints"
         assert_same_run(tmp_path / "alone", tmp_path / str(size))
+
+
+@pytest.mark.slow
+def test_what_is_wrong_on_one_rank_alone_is_told(tiny_config: RunConfig, tmp_path) -> None:
+    for rank in (0, 1):
+        (tmp_path / f"machine-{rank}").mkdir()
+    (tmp_path / "machine-0" / "data.npz").write_bytes(Path(tiny_config.dataset).read_bytes())
+    script = "import os, sys\nos.chdir('machine-' + os.environ['RANK'])\n"
+    script += "from fedsynsam.cli import main\nsys.exit(main())"
+    (tmp_path / "elsewhere.py").write_text(script)
+    process = torchrun(
+        2, tiny_config.replace(dataset="data.npz"), tmp_path / "out", program=["elsewhere.py"], cwd=tmp_path
+    )
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "fedsynsam: error: rank 1: data.npz does not exist" in printed, printed
+    assert "--resume" not in printed, "there is nothing to go on with"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

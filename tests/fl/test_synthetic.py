@@ -100,7 +100,7 @@ def tensors(**changes) -> dict[str, torch.Tensor]:
         (pack(tensors(), {**GOOD, "low": [0.0, 0.0]}), "right would be"),
         (pack(tensors(), {"content": "synthetic set"}), "right would be"),
         (pack(tensors(), {**GOOD, "high": ["1"]}), "right would be"),
-        (pack(tensors(), {**GOOD, "high": [0.0]}), "right would be"),
+        (pack(tensors(), {**GOOD, "high": [-1.0]}), "right would be"),
         (pack(tensors(log_rate=torch.tensor(float("nan"))), GOOD), "not finite"),
     ],
 )

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from .. import Payload, aggregate, compressor
 from ..errors import ConfigError
+from ..fl.runfolder import make_folder
 from ..fl.tensorfile import write_atomically
 from ..report.figures import save_advice
 from ..report.text import bytes_text
@@ -78,7 +79,14 @@ def main(argv: Sequence[str]) -> int:
         if value < 1:
             raise ConfigError(f"{name}: is {value}; expected 1 or more")
     specs = [str(compressor(spec)) for spec in re.split(r",(?![^\[]*\])", command.specs)]
-    costs = measure_in_turn(list(dict.fromkeys(specs)), n, command.repeats)
+    if command.out is not None:
+        make_folder(command.out)
+    try:
+        costs = measure_in_turn(list(dict.fromkeys(specs)), n, command.repeats)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        raise ConfigError(f"model-size: {command.model_size} values do not fit this machine's memory") from error
     dense = costs[0]
     console = Console(highlight=False, soft_wrap=True)
     console.print(_table(costs, command.clients, bandwidth))
@@ -87,7 +95,6 @@ def main(argv: Sequence[str]) -> int:
     where = f"{_bits(bandwidth)} and {command.clients} clients"
     console.print(f"fastest at {where}: {best.spec}, {gain:.1f} x faster than dense", markup=False)
     if command.out is not None:
-        command.out.mkdir(parents=True, exist_ok=True)
         write_atomically(command.out / "advice.csv", _csv(costs, n, command.clients).encode())
         curves = {cost.spec: (cost.client + command.clients * cost.server, 8.0 * cost.wire_bytes) for cost in costs}
         print(command.out / "advice.csv")

@@ -15,11 +15,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from ..compress import compressor
 from ..errors import ConfigError, SpecError
-from ..fl.algorithm import resolve
+from ..fl.algorithm import resolve, unlearned_note
 from ..fl.compare import Cell, options_of, run_cells
 from ..fl.config import RunConfig
 from ..fl.interrupts import Interrupted
-from ..fl.runfolder import check_same
+from ..fl.runfolder import check_same, make_folder
 from ..report.comparison import print_table, write_comparison
 from ..report.groups import read_cells
 from ..report.page import why_no_page
@@ -62,6 +62,14 @@ def main(argv: Sequence[str]) -> int:
     """Run `fedsynsam compare`; return 0, or 1 if a cell failed."""
     command = command_of(argv)
     cells = cells_of(command)
+    if command.jobs is not None and command.jobs < 1:
+        raise ConfigError(f"jobs: {command.jobs} is out of range; give at least 1")
+    if (command.out / "config.json").exists():
+        raise ConfigError(f"out: {str(command.out)!r} holds a run; give another folder for the comparison")
+    make_folder(command.out)
+    for algorithm in algorithms_of(command.algorithms):
+        if (note := unlearned_note(command.settings.replace(algorithm=algorithm))) is not None:
+            print(note, file=sys.stderr)
     failures = _run(cells, command.jobs)
     for cell, reason in failures:
         print(f"fedsynsam: {cell.name} failed: {reason}", file=sys.stderr)
@@ -125,8 +133,6 @@ def _specs(text: str) -> list[str]:
 
 
 def _run(cells: list[Cell], jobs: int | None) -> list[tuple[Cell, str]]:
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"jobs: {jobs} is out of range; give at least 1")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

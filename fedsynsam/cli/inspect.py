@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import PayloadError
+from ..errors import CheckpointError, ConfigError, PayloadError
+from ..fl.tensorfile import unpack
 from ..wire import Payload
 from .arguments import parse
 
@@ -28,8 +31,17 @@ def main(argv: Sequence[str]) -> int:
     """Run `fedsynsam inspect`; return the exit code."""
     command = parse(InspectCommand(), argv, "fedsynsam inspect")
     try:
-        info = Payload.inspect(command.file.read_bytes())
+        blob = command.file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"file: {str(command.file)!r} cannot be read ({error.strerror})") from error
+    try:
+        info = Payload.inspect(blob)
     except PayloadError as error:
+        with contextlib.suppress(CheckpointError):
+            unpack(blob, "", torch.device("cpu"))
+            raise ConfigError(
+                f"file: {str(command.file)!r} is no payload but a checkpoint or a synthetic set"
+            ) from error
         raise PayloadError(f"{command.file}: {error}") from error
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{info.spec} (format {info.version}), {info.num_sent} of {info.num_elements} values", markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,10 @@ def main(argv: Sequence[str]) -> int:
     for name, least in (("count", 1), ("sample", 1), ("probes", 1), ("points", 0)):
         if getattr(command, name) < least:
             raise ConfigError(f"{name}: is {getattr(command, name)}; expected {least} or more")
-    if not command.radius > 0:
-        raise ConfigError(f"radius: is {command.radius}; expected more than 0")
+    if command.points == 1:
+        raise ConfigError("points: is 1; a slice has at least 2 (0 leaves the slices out)")
+    if not 0 < command.radius < math.inf:
+        raise ConfigError(f"radius: is {command.radius}; expected a finite number above 0")
     config = load_config(command.run)
     dataset = load_dataset(config.dataset, command.data_dir or config.data_dir)
     module = build_model(config.model, dataset.image_shape, dataset.classes, number(config.seed, WEIGHTS))

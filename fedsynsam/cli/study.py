@@ -33,6 +33,8 @@ def compare_table(path: Path | None) -> dict[str, Any]:
             close = difflib.get_close_matches(key, TABLE, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(TABLE)}"
             raise ConfigError(f"{path}: unknown key {key!r} in [compare]; {hint}")
+    if isinstance(table.get("sweep"), dict) and len(table["sweep"]) != 1:
+        raise ConfigError(f"{path}: sweep in [compare] has {len(table['sweep'])} settings; give one, such as alpha")
     return {key: _words(value) for key, value in table.items()}
 
 
@@ -85,12 +87,14 @@ def rhos_of(text: str) -> dict[str, float]:
     """The radii of `fedsam=0.1,fedsynsam=0.2`."""
     rhos: dict[str, float] = {}
     for part in _split(text):
-        name, _, value = part.partition("=")
+        name, _, value = (word.strip() for word in part.partition("="))
         try:
             radius = float(value)
         except ValueError:
             raise ConfigError(f"rhos: {part!r} is not ALGORITHM=NUMBER") from None
-        rhos[algorithms_of(name)[0]] = radius
+        if name not in ALGORITHMS:
+            raise ConfigError(f"rhos: unknown algorithm {name!r}; known: {', '.join(ALGORITHMS)}")
+        rhos[name] = radius
     return rhos
 
 

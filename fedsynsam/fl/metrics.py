@@ -44,8 +44,11 @@ class RoundMetrics:
 
     @classmethod
     def from_json(cls, line: str) -> RoundMetrics:
-        """The inverse of `to_json`."""
-        return cls(**json.loads(line))
+        """The inverse of `to_json`; raises `ValueError` when `line` is something else."""
+        try:
+            return cls(**json.loads(line))
+        except TypeError:
+            raise ValueError(f"{line[:40]!r} is not the line of a round") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,9 @@ class RunFolder:
     def __init__(self, path: Path, config: RunConfig, crc32: str, *, resume: bool) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint"
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"out: {str(path)!r} is a file; give a folder")
         if resume and not (path / "config.json").exists():
             raise ConfigError(f"resume: {str(path)!r} holds no run; give the folder of an interrupted one")
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         self._lock = _locked(path)
         try:
             self._open(config, crc32, resume=resume)
@@ -75,7 +73,7 @@ class RunFolder:
             if [row.round for row in rows] != list(range(1, rounds + 1)):
                 raise ValueError(f"it lacks some of the {rounds} rounds of the checkpoint")
             return rows
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} is damaged ({error}); start the run anew") from error
 
     def keep_rounds(self, rounds: list[RoundMetrics]) -> None:
@@ -95,6 +93,16 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path` that `--out` names, if it is not there; raises `ConfigError` when that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"out: {str(path)!r} is a file; give a folder") from None
+    except OSError as error:
+        raise ConfigError(f"out: the folder {str(path)!r} cannot be made ({error.strerror}); give another") from error
 
 
 def check_same(path: Path, config: RunConfig, crc32: str | None = None) -> None:

@@ -98,7 +98,7 @@ def _chart(chart: Chart, number: int) -> list[str]:
 
     drawn = styled(chart).to_html(
         full_html=False, include_plotlyjs=number == 0, div_id=f"chart-{number}",
-        config={"responsive": True, "displaylogo": False},
+        config={"responsive": True, "displaylogo": False, "modeBarButtons": [["toImage", "resetScale2d"]]},
     )  # fmt: skip
     return [
         f"<h2>{html.escape(chart.title)}</h2>",

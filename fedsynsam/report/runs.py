@@ -46,12 +46,27 @@ def find_runs(folder: Path) -> list[Run]:
 
 
 def _read(folder: Path) -> Run:
+    config = _object(folder / "config.json", ("algorithm", "compressor", "seed", "rounds"))
+    if config.get("alpha") == "inf":  # JSON has no infinity
+        config["alpha"] = float("inf")
+    summary = _object(folder / "summary.json", ("final_accuracy", "last_accuracy", "uplink_bytes", "uplink_ratio"))
+    file = folder / "metrics.jsonl"
     try:
-        config = json.loads((folder / "config.json").read_text())
-        if config.get("alpha") == "inf":  # JSON has no infinity
-            config["alpha"] = float("inf")
-        summary = json.loads((folder / "summary.json").read_text())
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        return Run(folder, config, [RoundMetrics.from_json(line) for line in lines], summary)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"report: the run in {str(folder)!r} cannot be read: {error}") from error
+        rounds = [RoundMetrics.from_json(line) for line in file.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"report: {file} cannot be read: {error}") from error
+    if len(rounds) != config["rounds"]:
+        raise ConfigError(f"report: {file} is damaged: it holds {len(rounds)} rounds of {config['rounds']}")
+    return Run(folder, config, rounds, summary)
+
+
+def _object(file: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The JSON object in `file`, which must have `keys`."""
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"report: {file} cannot be read: {error}") from error
+    missing = [key for key in keys if key not in values] if isinstance(values, dict) else list(keys)
+    if missing:
+        raise ConfigError(f"report: {file} is damaged: it has no {missing[0]!r}")
+    return values

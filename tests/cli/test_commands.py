@@ -62,7 +62,9 @@ def test_sharpness_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     [
         (["nothing"], "nothing' holds no run"),
         (["run", "--count", "0"], "count: is 0; expected 1 or more"),
-        (["run", "--radius", "-1"], "radius: is -1.0; expected more than 0"),
+        (["run", "--points", "1"], "points: is 1; a slice has at least 2"),
+        (["run", "--radius", "-1"], "radius: is -1.0; expected a finite number above 0"),
+        (["run", "--radius", "inf"], "radius: is inf; expected a finite number above 0"),
     ],
 )
 def test_sharpness_refuses(options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

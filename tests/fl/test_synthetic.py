@@ -79,6 +79,12 @@ def test_a_set_of_other_images_is_refused(file, arrays, words) -> None:
     assert str(file) in str(caught.value)
 
 
+def test_a_channel_of_one_brightness_is_dark(tmp_path) -> None:
+    path = tmp_path / "synthetic.safetensors"
+    path.write_bytes(pack(tensors(images=torch.ones(2, 1, 8, 8)), {**GOOD, "low": [0.5], "high": [0.5]}))
+    assert torch.equal(read_synthetic(path).pixels(), torch.zeros(2, 1, 8, 8))
+
+
 GOOD = {"content": "synthetic set", "low": [0.0], "high": [1.0]}
 
 

@@ -161,6 +161,12 @@ def test_hovering_shows_values(browser: Any, report: Path) -> None:
     assert "round 3" in chart.find_element("css selector", ".hoverlayer").text
 
 
+def test_no_button_sends_a_chart_away(browser: Any, report: Path) -> None:
+    open_page(browser, report, 1200)
+    buttons = browser.find_elements("css selector", ".modebar-btn")
+    assert {button.get_attribute("data-title") for button in buttons} == {"Download plot as a PNG", "Reset axes"}
+
+
 def test_the_numbers_open_by_keyboard(browser: Any, report: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 

@@ -245,6 +245,19 @@ def test_runs_of_the_engines_stay_together(tiny_config: RunConfig, algorithm) ->
                 assert other.cosines[key] == pytest.approx(value, abs=2e-3)
 
 
+def test_batches_are_padded_to_the_largest_client(tiny_config: RunConfig, monkeypatch) -> None:
+    widths, plain = set[int](), Steps.__init__
+
+    def noted(steps, dataset, draws, width=None):
+        plain(steps, dataset, draws, width)
+        widths.add(steps._indices.shape[2])
+
+    monkeypatch.setattr(Steps, "__init__", noted)
+    simulation = Simulation(tiny_config.replace(engine="batched", batch_size=100_000))
+    simulation.run()
+    assert widths == {max(map(len, simulation._parts))}
+
+
 def test_a_resumed_run_keeps_its_engine(tiny_config: RunConfig, tmp_path, monkeypatch) -> None:
     class Interrupted(Exception):
         pass

@@ -230,6 +230,25 @@ def test_divergence_names_client_and_round(tiny_config: RunConfig) -> None:
         Simulation(tiny_config.replace(lr=1e30)).run()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"server_lr": 1e300}, "global weights diverged in round"),
+        ({"lr": 1e30, "local_steps": 1}, "the test loss is nan in"),
+    ],
+)
+def test_weights_and_losses_that_are_no_numbers_end_a_run(tiny_config: RunConfig, changes, words) -> None:
+    with pytest.raises(NonFiniteError, match=f"{words}.*server_lr"):
+        Simulation(tiny_config.replace(eval_every=1, compressor="none", **changes)).run()
+
+
+def test_a_second_call_runs_anew(tiny_config: RunConfig) -> None:
+    simulation = Simulation(tiny_config)
+    first, second = simulation.run(), simulation.run()
+    assert len(first.rounds) == len(second.rounds) == tiny_config.rounds
+    assert first.summary["uplink_bytes"] == second.summary["uplink_bytes"]
+
+
 @pytest.mark.parametrize("spec", ["quantize:2", "topk:0.1+quantize:4", "chunktopk:0.1", "none"])
 def test_every_kind_of_compressor_runs_and_resumes(tiny_config: RunConfig, tmp_path, spec) -> None:
     config = tiny_config.replace(compressor=spec, algorithm="fedsynsam")

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from fedsynsam.errors import ConfigError, DataError
 from fedsynsam.fl.algorithm import resolve
+from fedsynsam.fl.checkpoint import load_evidence
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import Dataset, dataset_from_arrays
 from fedsynsam.fl.simulation import Simulation
@@ -162,6 +163,13 @@ def test_a_given_set_is_used_from_round_one_and_kept(tiny_config, file, syntheti
     assert given.rounds[0].downlink_bytes == fresh.rounds[0].downlink_bytes + 3 * synthetic.num_bytes
     assert all(row.synthetic_loss is None for row in given.rounds)
     assert same(read_synthetic(tmp_path / "given" / FILE_NAME).synthetic, synthetic)
+
+
+@pytest.mark.parametrize(("every", "kept"), [(None, False), (2, True)])
+def test_a_trajectory_is_kept_only_to_learn_from(tiny_config, file, tmp_path, every, kept) -> None:
+    begun_with(tiny_config, file, tmp_path / "given", synthetic_every=every)
+    evidence = load_evidence(tmp_path / "given" / "checkpoint", tiny_config.synthetic_window)
+    assert bool(evidence.weights) == kept
 
 
 def test_a_given_set_is_renewed_if_asked(tiny_config, file, synthetic, tmp_path) -> None:

@@ -18,6 +18,7 @@ from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.metrics import RoundMetrics
 from fedsynsam.fl.tensorfile import sync, write_atomically
 
+FILES = ("config.json", "metrics.jsonl", "summary.json")
 # These never change a number: a run may go on with more threads, say, or write checkpoints more often.
 FREE = ("threads", "checkpoint_every", "data_dir", "residual_store", "capture")
 
@@ -47,10 +48,13 @@ class RunFolder:
             if not resume:
                 raise ConfigError(f"out: {str(path)!r} already holds a run; give another folder, or resume it")
             check_same(path, config, crc32)
-        elif any(entry.suffix != ".part" for entry in path.iterdir()):
+        elif set(path.iterdir()) - set(
+            path.glob("config.json*.part")
+        ):  # that is left by a run killed at its very start
             raise ConfigError(f"out: {str(path)!r} is not empty and holds no run; give another folder")
-        for cut_off in path.glob("*.part"):
-            cut_off.unlink()
+        for name in FILES:
+            for cut_off in path.glob(f"{name}*.part"):
+                cut_off.unlink()
         if not stored.exists():
             content = {**config.to_dict(), "dataset_crc32": crc32, "versions": versions()}
             write_atomically(stored, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")

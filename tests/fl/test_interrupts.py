@@ -264,6 +264,14 @@ def test_a_run_killed_before_its_first_file_was_whole_can_be_started(tiny_config
     assert_same_run(tmp_path / "run", tmp_path / "begun")
 
 
+def test_files_of_others_are_left_alone(tiny_config: RunConfig, tmp_path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "film.part").write_text("half")
+    with pytest.raises(ConfigError, match="is not empty and holds no run"):
+        Simulation(tiny_config, tmp_path / "theirs").run()
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["film.part"]
+
+
 def test_checkpoints_write_only_what_changed(tiny_config: RunConfig, tmp_path) -> None:
     config = tiny_config.replace(clients=24, participation=1 / 24, checkpoint_every=1, rounds=8, alpha=100.0)
     stamps: list[dict[str, int]] = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, NonFiniteError, StateError
 from ..ops.seeds import row_seed
-from ..wire.manifest import Manifest, Update, display
+from ..wire.manifest import Manifest, Update, detached, display
 from ..wire.payload import Payload
 from ..wire.plan import Plan, plan_of
 from ..wire.spec import Stage, checked_stage, spell
@@ -103,7 +103,7 @@ class Compressor(ABC):
             )
         for state, seed in zip(states, seeds, strict=True):
             _check_call(state, seed)
-        return self._compress(Manifest.of(updates[0]), updates, states, seeds) if len(updates) else []
+        return self._compress(Manifest.of(updates[0]), detached(updates), states, seeds) if len(updates) else []
 
     def _compress(
         self, manifest: Manifest, rows: Tensor, states: Sequence[State], seeds: Sequence[int]
@@ -159,4 +159,4 @@ def _fault(manifest: Manifest, row: Tensor, residual: Tensor | None) -> str:
     culprit = display(manifest.locate(position))
     if torch.isfinite(row[position].float()):
         return f"{culprit} of the update overflows float32 with its residual; nothing was sent, the state is unchanged"
-    return f"{culprit} of the update holds NaN or infinity; nothing was sent, the state is unchanged"
+    return f"{culprit} of the update holds NaN or infinity in float32; nothing was sent, the state is unchanged"

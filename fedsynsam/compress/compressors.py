@@ -22,7 +22,7 @@ class Identity(SingleStage):
     residual: ClassVar[bool] = False  # type: ignore[misc]  # nothing is ever left unsent
 
     def apply(self, rows: Tensor, residual: Tensor | None, seeds: Tensor) -> Outcome:
-        values = rows.float()
+        values = rows.to(torch.float32, copy=True)  # a payload must not follow its update's changes
         return Outcome({"values": values}, None, ~torch.isfinite(values).all(dim=1))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import StateError
 from ..wire.manifest import Manifest, display
+from ..wire.payload import own_memory
 
 _PREFIX = "residual/"
 
@@ -28,6 +30,9 @@ class State:
     """What has not been sent yet: float32 [n], or None where the compressor keeps no residual."""
     step: int = 0
     """Number of updates compressed; mixed into the seed, so that no two draws of a sender are the same."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "residual": None if self.residual is None else own_memory(self.residual)}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return `residual/<name>` (float32, the tensor's shape) for every tensor, and `step` (int64, 0-d); copies."""
@@ -50,8 +55,8 @@ class State:
             raise StateError(f"the state lacks {missing[0]!r}; it must hold {', '.join(wanted[:8])}")
         if extra := sorted(set(tensors) - set(wanted)):
             raise StateError(f"the state holds {extra[0]!r}, which this compressor and model do not have")
-        step = _checked_step(tensors["step"])
-        parts = [_checked_residual(name, tensors[_PREFIX + name], shape) for name, shape in shapes.items()]
+        step = checked_step(tensors["step"])
+        parts = [checked_residual(name, tensors[_PREFIX + name], shape) for name, shape in shapes.items()]
         if self.residual is not None:
             device = self.residual.device
             self.residual = torch.cat([part.to(device) for part in parts]) if parts else self.residual.clone()
@@ -69,7 +74,7 @@ class State:
             raise StateError(f"the update lies on {device}, the state's residual on {self.residual.device}")
 
 
-def _checked_step(step: Tensor) -> int:
+def checked_step(step: Tensor) -> int:
     if not isinstance(step, Tensor) or step.numel() != 1 or step.dtype.is_floating_point or step.dtype.is_complex:
         raise StateError("'step' must be a tensor of one whole number")
     if (value := int(step)) < 0:
@@ -77,7 +82,7 @@ def _checked_step(step: Tensor) -> int:
     return value
 
 
-def _checked_residual(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+def checked_residual(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     key = _PREFIX + name
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.float32:
         found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__

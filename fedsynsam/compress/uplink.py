@@ -33,8 +33,10 @@ class Uplink:
 
         Raises what `Compressor.compress` does; the memory is then as it was.
         """
-        payload, self._state = self.compressor.compress(update, self._state, seed=self._seed)
-        return payload.encode()
+        payload, state = self.compressor.compress(update, self._state, seed=self._seed)
+        blob = payload.encode()
+        self._state = state
+        return blob
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return `residual/<name>` (float32) for every tensor, and `step`; copies."""

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..compress import Compressor, State, compressor
+from ..compress.state import checked_residual, checked_step
 from ..errors import ArgumentError, NonFiniteError, StateError
 from ..ops.seeds import row_seed
 from ..wire import Payload, aggregate
@@ -44,24 +45,38 @@ class DDPState:
         self._loaded: dict[str, Tensor] = {}  # residuals that no bucket has taken over yet
         self._step = 0  # of the next new bucket
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}  # of copied parameters
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return `residual/<name>` (float32, the parameter's shape) for all that were trained, and `step`; copies."""
-        tensors = dict(self._loaded)
+        tensors = {key: tensor.clone() for key, tensor in self._loaded.items()}
         for state in self._states.values():
             tensors |= state.state_dict()
         tensors["step"] = torch.tensor(max([self._step, *(state.step for state in self._states.values())]))
         return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a `state_dict` of the same rank; StateError names a tensor that the model does not have."""
-        wanted = {f"residual/{name}": parameter.shape for name, parameter in self._parameters.items()}
-        for key, tensor in tensors.items():
-            if key != "step" and wanted.get(key) != tensor.shape:
-                raise StateError(f"the state holds {key!r} {list(tensor.shape)}, which is no parameter of this model")
+        """Go on from a `state_dict` of the same rank.
+
+        Raises StateError naming the tensor that the model does not have, that is of another shape, dtype or not finite,
+        or that this compressor, which keeps no residual, would drop; what was there before is then still there.
+        """
         if "step" not in tensors:
             raise StateError("the state lacks 'step'")
-        self._loaded = {key: tensor.clone() for key, tensor in tensors.items() if key != "step"}
-        self._step, self._states, self._before = int(tensors["step"]), {}, {}
+        step, loaded = checked_step(tensors["step"]), dict[str, Tensor]()
+        for key, tensor in tensors.items():
+            if key == "step":
+                continue
+            parameter = self._parameters.get(key.removeprefix("residual/"))
+            if parameter is None or not key.startswith("residual/"):
+                raise StateError(f"the state holds {key!r}, which is no parameter of this model")
+            if not self.compressor.residual:
+                raise StateError(f"the state holds {key!r}, but {self.compressor} keeps no residual")
+            name = key.removeprefix("residual/")
+            loaded[key] = checked_residual(name, tensor, tuple(parameter.shape)).view(parameter.shape).clone()
+        self._loaded, self._step, self._states, self._before = loaded, step, {}, {}
 
     def compress(self, gradients: dict[str, Tensor], seed: int) -> Payload:
         """Compress a bucket's gradients on top of their residuals."""
@@ -119,7 +134,8 @@ def ddp_hook(state: DDPState, bucket: dist.GradBucket) -> torch.futures.Future[T
         blobs = [tensor.cpu().numpy().tobytes() for tensor in received]
         if all(map(any, blobs)):
             _write_mean(gradients, blobs, state.compressor.spec)
-        else:
+        # the same on all ranks: a payload that is not there, or a mean that float16 cannot hold
+        if not all(map(any, blobs)) or (buffer.dtype == torch.float16 and not bool(torch.isfinite(buffer).all())):
             state.undo(gradients)
             buffer.fill_(torch.nan)
         return buffer

@@ -19,6 +19,25 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
     name = schema.split("(", 1)[0]
     LIBRARY.define(schema)
     for key in ("CPU", "CUDA"):
-        LIBRARY.impl(name, implementation, key)
+        LIBRARY.impl(name, _noting_writes(schema, implementation), key)
     torch.library.register_fake(f"fedsynsam::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.fedsynsam, name).default
+
+
+def _noting_writes(schema: str, implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """The implementation, which tells autograd of the tensors that the schema says it writes.
+
+    So that a backward pass which needs what was there before raises, as after any operation in place.
+    """
+    arguments = schema[schema.index("(") + 1 : schema.rindex(") ->")].split(",")
+    written = [place for place, argument in enumerate(arguments) if "!" in argument]
+    if not written:
+        return implementation
+
+    def run(*arguments: Any) -> Any:
+        for place in written:
+            if arguments[place] is not None and not arguments[place].is_inference():
+                torch.autograd.graph.increment_version(arguments[place])
+        return implementation(*arguments)
+
+    return run

@@ -85,8 +85,8 @@ def quantize(
     check_tensor("seeds", seeds, (rows,), (torch.int64,), update.device)
     if residual is not None:
         check_tensor("residual", residual, (rows, n), (torch.float32,), update.device)
-        residual = residual.contiguous()
-    arguments = (update.contiguous(), seeds.contiguous(), residual, bits, bucket, norm, rounding)
+        residual = residual.detach().contiguous()
+    arguments = (update.detach().contiguous(), seeds.contiguous(), residual, bits, bucket, norm, rounding)
     if out is None:
         return Quantized(*_quantize(*arguments))
     out = Quantized(*out)

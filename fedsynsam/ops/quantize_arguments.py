@@ -28,7 +28,7 @@ def code_bytes(n: int, bits: int, bucket: int) -> int:
 
 
 def check_coding(bits: int, bucket: int) -> None:
-    if bits not in BITS:
+    if type(bits) is not int or bits not in BITS:
         raise ArgumentError(f"bits is {bits!r}; expected 1, 2, 4 or 8")
     legal = isinstance(bucket, int) and MIN_BUCKET <= bucket <= MAX_BUCKET and bucket & (bucket - 1) == 0
     if not legal:
@@ -36,7 +36,7 @@ def check_coding(bits: int, bucket: int) -> None:
 
 
 def check_word(name: str, word: str, known: Collection[str]) -> None:
-    if word not in known:
+    if not isinstance(word, str) or word not in known:
         raise ArgumentError(f"{name} is {word!r}; expected one of {', '.join(known)}")
 
 

@@ -92,12 +92,16 @@ class SAM(Optimizer):
         if not active:
             raise StateError("first_step found no gradient on any parameter; call loss.backward() before it")
         norm = self._norm(active)
-        self._perturbed = True  # before the loop: restore works even if memory for a buffer runs out in it
-        for group, p, gradient in active:
-            buffer = self._buffer(p)
-            _perturb(p, gradient, group, norm.to(p.device), buffer)
-            self._originals[p] = p.data
-            p.data = buffer
+        self._perturbed = True
+        try:
+            for group, p, gradient in active:
+                buffer = self._buffer(p)
+                _perturb(p, gradient, group, norm.to(p.device), buffer)
+                self._originals[p] = p.data
+                _replace(p, buffer)
+        except BaseException:  # memory for a buffer ran out, say
+            self.restore()
+            raise
         if zero_grad:
             self.zero_grad()
 
@@ -106,7 +110,7 @@ class SAM(Optimizer):
         """Bring back the weights w, bit for bit, without a step; the gradients stay."""
         self._expect(perturbed=True, method="restore")
         for p, original in self._originals.items():
-            p.data = original
+            _replace(p, original)
         self._originals.clear()
         self._perturbed = False
         self._opt_called = True  # what schedulers look for: a step is taken by second_step or the caller
@@ -124,16 +128,18 @@ class SAM(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take one whole step; `closure` does a full forward and backward pass and returns the loss.
 
-        If no parameter has a gradient yet, the closure is called for the first pass too. Gradients are cleared
-        before the second pass and at the end, so that none is used twice. Returns the loss at w, or that at w' if the
-        first gradient was there already. If the closure raises at w', the weights w come back before the error.
+        If no parameter has a gradient yet, or all are zero, the closure is called for the first pass too. Gradients
+        are cleared before the second pass and at the end, so that none is used twice. Returns the loss at w, or that
+        at w' if the first gradient was there already. If the closure raises at w', the weights w come back before the
+        error.
         """
         if closure is None:
             raise ArgumentError("step needs a closure that does a full forward-backward pass; without one call"
                                 " first_step and second_step")  # fmt: skip
         self._expect(perturbed=False, method="step")
         closure = torch.enable_grad()(closure)
-        has_gradient = any(p.grad is not None for group in self.param_groups for p in group["params"])
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        has_gradient = any(p.grad is not None and bool(p.grad.any()) for p in parameters)
         loss = None if has_gradient else closure()
         self.first_step(zero_grad=True)
         try:
@@ -215,6 +221,12 @@ def _check_group(group: dict[str, Any], defaults: dict[str, Any]) -> None:
         raise ArgumentError(f"adaptive is {adaptive!r}; expected True or False")
 
 
+def _replace(p: Tensor, memory: Tensor) -> None:
+    """Let a parameter have other weights, and let autograd know, as after any operation in place."""
+    p.data = memory
+    torch.autograd.graph.increment_version(p)
+
+
 def _row(tensor: Tensor) -> Tensor:
     """View or copy a tensor as a row [1, n] in the order of its elements."""
     return tensor.detach().reshape(1, -1)
@@ -231,7 +243,8 @@ def _parameter_norm(p: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tenso
 
 def _perturb(p: Tensor, gradient: Tensor, group: dict[str, Any], norm: Tensor, buffer: Tensor) -> None:
     """Write the perturbed weights of `p` into `buffer`, computed in float32 and rounded to the parameter's dtype."""
-    options = {"rho": group["rho"], "adaptive": group["adaptive"], "norm": norm}
+    rho = -group["rho"] if group.get("maximize") else group["rho"]  # towards the worst, which is the lowest then
+    options = {"rho": rho, "adaptive": group["adaptive"], "norm": norm}
     weights, gradient = _row(p), _row(gradient)
     if p.dtype == torch.float32 and p.is_contiguous() and buffer.is_contiguous():
         sam_perturb(weights, gradient, out=buffer.view(1, -1), **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor
@@ -41,7 +41,12 @@ def normalised_weights(weights: Sequence[float] | None, count: int) -> list[floa
     """Return `count` weights that add up to 1 (in float64), in proportion to `weights`."""
     if weights is None:
         return [1 / count] * count
-    values = [float(weight) for weight in weights]
+    if isinstance(weights, (str, bytes, Mapping, Set)) or not isinstance(weights, Iterable):
+        raise ArgumentError(f"weights is a {type(weights).__name__}; expected a list of numbers, one for each payload")
+    try:
+        values = [float(weight) for weight in weights]
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"weights must be numbers, one for each payload ({error})") from error
     if len(values) != count:
         raise ArgumentError(f"weights must be one for each of the {count} payloads, not {len(values)}")
     for position, value in enumerate(values):

@@ -41,7 +41,10 @@ def decode_tensors(
     """
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise ArgumentError(f"a payload is decoded from bytes, not from {type(blob).__name__}")
-    view = memoryview(blob).cast("B")
+    view = memoryview(blob)
+    if not view.c_contiguous:
+        raise ArgumentError("a payload is decoded from contiguous bytes, not from a memoryview with gaps")
+    view = view.cast("B")
     header, data = split_header(view, header_limit(manifest))
     entries = read_header(header)
     sent_spec, layout = _read_metadata(entries.pop("__metadata__", None))

@@ -112,11 +112,11 @@ class Manifest:
         """Return the tensors as one new contiguous row [n] (bf16, f16 if all are; else f32), detached."""
         tensors = [update] if isinstance(update, Tensor) else list(update.values())
         if not tensors:
-            return torch.zeros(0)
+            return torch.zeros(0, dtype=torch.float32)
         self.device_of(update)
         dtypes = {tensor.dtype for tensor in tensors}
         dtype = tensors[0].dtype if len(dtypes) == 1 and tensors[0].dtype in _DTYPES_OF_OPS else torch.float32
-        rows = [tensor.detach().reshape(-1).to(dtype) for tensor in tensors]
+        rows = [detached(tensor).reshape(-1).to(dtype) for tensor in tensors]
         # a copy even of a single tensor: a payload must not follow its update's changes
         return torch.cat(rows, out=empty_row(sum(self.sizes), dtype, rows[0].device))
 
@@ -147,6 +147,12 @@ class Manifest:
             if theirs[name] != shape:
                 return f"{display(name)} has the shape {list(theirs[name])}, expected {list(shape)}"
         return f"same tensors in another order: {_listed(list(theirs))}, expected {_listed(list(mine))}"
+
+
+def detached(tensor: Tensor) -> Tensor:
+    """Return the values as the operations take them: outside autograd, plainly in memory, float32 if not shorter."""
+    plain = tensor.detach().resolve_neg()
+    return plain if plain.dtype in _DTYPES_OF_OPS else plain.to(torch.float32)
 
 
 @lru_cache(maxsize=64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +58,9 @@ class Payload:
     """Names and shapes of the update's tensors."""
     tensors: Mapping[str, Tensor]
     _measured: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "tensors": {name: own_memory(tensor) for name, tensor in self.tensors.items()}}
 
     @cached_property
     def plan(self) -> Plan:
@@ -174,3 +177,8 @@ class Payload:
         if name == "codes":
             array = array[: self.plan.code_bytes(self.num_elements)]
         return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def own_memory(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy if its memory holds more: pickling a row would take those of other senders along."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

@@ -15,7 +15,7 @@ from fedsynsam.fl.metrics import RoundMetrics
 
 def make_run(folder: Path, seed: int, cosine: float) -> None:
     folder.mkdir(parents=True)
-    config = {"algorithm": "fedsynsam", "compressor": "topk:0.01", "seed": seed}
+    config = {"algorithm": "fedsynsam", "compressor": "topk:0.01", "seed": seed, "rounds": 60}
     config["versions"] = {"torch": "2", "numpy": "2", "python": "3"}
     (folder / "config.json").write_text(json.dumps(config))
     rows = [
@@ -27,7 +27,9 @@ def make_run(folder: Path, seed: int, cosine: float) -> None:
         for number in range(1, 61)
     ]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(row.to_json() + "\n" for row in rows))
-    (folder / "summary.json").write_text(json.dumps({"final_accuracy": 0.7}))
+    (folder / "summary.json").write_text(
+        json.dumps({"final_accuracy": 0.7, "last_accuracy": 0.7, "uplink_bytes": 60, "uplink_ratio": 1.0})
+    )
 
 
 def test_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,8 @@ class CompressedGrid(Grid):
     this server sent to the node and against `spec`; nothing in it is trusted. A reply that cannot be decoded becomes
     an error reply with a line in the log, as if the node had failed, and the others are aggregated. The node is told
     with the next message that its reply was lost, also if none came in time or its SuperNode was started again, and
-    sends the content of that reply again.
+    sends the content of that reply again. (Not so with push_messages and pull_messages: there a reply that is never
+    pulled is waited for.)
 
     grid: the one that Flower hands to the ServerApp. spec: the same as the clients' `CompressionMod`.
     arrayrecord_key: the record of the model (the strategy's). Messages other than `train` pass.
@@ -84,7 +85,13 @@ class CompressedGrid(Grid):
         """Send messages and return the replies, decoded; those that did not come in time are given up."""
         messages = list(messages)
         waiting = self._prepare(messages)
-        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+        try:
+            replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+        except BaseException:  # nodes may have answered: they are told, like those whose replies came too late
+            for sent in waiting:
+                if sent.id:
+                    self._give_up(sent, None)
+            raise
         self._sent |= {sent.id: sent for sent in waiting}
         self.payloads = {}
         settled = [self._settle(reply) for reply in replies]

@@ -1,5 +1,8 @@
 """What compress promises: nothing is lost, nothing is aliased, and bad input leaves the state alone."""
 
+import io
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -287,3 +290,51 @@ def test_rows_need_a_state_and_a_seed_each() -> None:
     with pytest.raises(fs.StateError, match="does not fit"):
         compressor.compress_rows(torch.ones(3, 21), states, seeds=[1, 2, 3])
     assert compressor.compress_rows(torch.ones(0, 20), [], seeds=[]) == []
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("kind", ["plain", "bfloat16", "float64", "requires_grad", "negative"])
+def test_rows_of_every_kind_are_taken_like_single_updates(spec: str, kind: str) -> None:
+    rows = torch.randn(2, 300)
+    if kind == "negative":  # a view whose values lie in memory with the other sign
+        rows = torch.complex(rows, rows).conj().imag
+        assert rows.is_neg()
+    else:
+        rows = rows.requires_grad_() if kind == "requires_grad" else rows.to(getattr(torch, kind, torch.float32))
+    kinds = fs.compressor(spec)
+    states = [kinds.init(row) for row in rows]
+    done = kinds.compress_rows(rows, states, seeds=[1, 2])
+    alone = [kinds.compress(row, state, seed=seed) for row, state, seed in zip(rows, states, [1, 2], strict=True)]
+    with torch.no_grad():
+        rows.zero_()  # a payload does not follow its update's changes
+    for (payload, state), (other, other_state) in zip(done, alone, strict=True):
+        assert payload.encode() == other.encode()
+        assert (state.residual is None) == (other_state.residual is None)
+        if state.residual is not None:
+            assert torch.equal(state.residual, other_state.residual)
+
+
+@pytest.mark.parametrize("spec", ["none", "topk:0.1", "quantize:8[residual=true]"])
+def test_what_is_saved_of_one_sender_holds_nothing_of_the_others(spec: str) -> None:
+    kinds = fs.compressor(spec)
+    rows = torch.cat([torch.full((1, 100), 1.0), torch.full((40, 100), 7777.0)])
+    done = kinds.compress_rows(rows, [kinds.init(row) for row in rows], seeds=range(41))
+    for item in done[0]:
+        text, saved = pickle.dumps(item), io.BytesIO()
+        torch.save(item, saved)
+        assert len(text) < 5000
+        theirs = torch.tensor(7777.0).numpy().tobytes()
+        assert theirs not in text
+        assert theirs not in saved.getvalue()
+    payload, state = pickle.loads(pickle.dumps(done[0]))
+    assert payload.encode() == done[0][0].encode()
+    assert kinds.compress(rows[0], state, seed=3)[0].encode() == kinds.compress(rows[0], done[0][1], seed=3)[0].encode()
+
+
+def test_no_tensors_where_the_default_dtype_is_another() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        kinds = fs.compressor("topk:0.1+quantize:4")
+        assert kinds.compress({}, kinds.init({}), seed=0)[0].decompress() == {}
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -51,3 +51,16 @@ def test_what_cannot_be_sent_changes_nothing() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in uplink.state_dict().items())
     with pytest.raises(fs.StateError, match="lacks"):
         uplink.load_state_dict({})
+
+
+def test_without_bytes_nothing_counts_as_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    (update,) = updates(1)
+    uplink = fs.Uplink("topk:0.1", like=update)
+
+    def fails(_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(fs.Payload, "encode", fails)
+    with pytest.raises(MemoryError):
+        uplink.encode(update)
+    assert uplink.state_dict()["step"] == 0

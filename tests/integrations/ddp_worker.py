@@ -137,6 +137,19 @@ def nan_on_one_rank_stops_nobody(rank: int, size: int) -> None:
     assert flat(parallel).isfinite().all()
 
 
+def a_mean_beyond_float16_stops_nobody(rank: int, size: int) -> None:
+    """Residuals are float32: what float16 cannot hold any more stays in them, and the step is skipped."""
+    inner = nn.Linear(4, 4, bias=False).half()
+    parallel = DistributedDataParallel(inner)
+    state = fs.DDPState(parallel, "topk:0.5")
+    parallel.register_comm_hook(state, fs.ddp_hook)
+    state.load_state_dict({"residual/weight": torch.full((4, 4), 65000.0), "step": torch.tensor(1)})
+    parallel(torch.full((1, 4), 3000.0, dtype=torch.float16)).sum().backward()
+    assert parallel.module.weight.grad.isnan().all()
+    residual = state.state_dict()["residual/weight"]
+    assert torch.equal(residual, torch.full((4, 4), 65000.0))
+
+
 SCENARIOS = {
     function.__name__: function
     for function in (
@@ -145,6 +158,7 @@ SCENARIOS = {
         nothing_is_lost,
         a_restart_loses_nothing,
         nan_on_one_rank_stops_nobody,
+        a_mean_beyond_float16_stops_nobody,
     )
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
         ("nothing_is_lost", 2),
         ("a_restart_loses_nothing", 2),
         ("nan_on_one_rank_stops_nobody", 4),
+        ("a_mean_beyond_float16_stops_nobody", 2),
     ],
 )
 def test_ranks(scenario: str, size: int, tmp_path: Path) -> None:
@@ -54,5 +57,27 @@ def test_state_belongs_to_its_model() -> None:
         state.load_state_dict({})
     with pytest.raises(fs.StateError, match="'residual/other'"):
         state.load_state_dict({"residual/other": torch.zeros(2), "step": torch.tensor(0)})
-    with pytest.raises(fs.StateError, match=r"'residual/weight' \[2\]"):
+    with pytest.raises(fs.StateError, match=r"'residual/weight' has the shape \[2\]"):
         state.load_state_dict({"residual/weight": torch.zeros(2), "step": torch.tensor(0)})
+    good = {"residual/weight": torch.ones(2, 3), "step": torch.tensor(4)}
+    state.load_state_dict(good)
+    for key, value, words in (
+        ("residual/weight", torch.ones(2, 3, dtype=torch.float16), "must be a float32 tensor"),
+        ("residual/weight", torch.full((2, 3), torch.nan), "holds NaN or infinity"),
+        ("step", torch.tensor(-5), "'step' is -5"),
+    ):
+        with pytest.raises(fs.StateError, match=words):
+            state.load_state_dict(good | {key: value})
+    with pytest.raises(fs.StateError, match="quantize:4 keeps no residual"):
+        fs.DDPState(nn.Linear(3, 2), "quantize:4").load_state_dict(good)
+    state.state_dict()["residual/weight"].zero_()  # a copy
+    assert torch.equal(state.state_dict()["residual/weight"], good["residual/weight"])
+
+
+def test_a_copied_state_belongs_to_the_copied_model() -> None:
+    model = nn.Linear(3, 2)
+    state = fs.DDPState(model, "topk:0.5")
+    for other, copied in (copy.deepcopy((model, state)), pickle.loads(pickle.dumps((model, state)))):
+        assert copied.name_of(other.bias) == "bias"
+        with pytest.raises(fs.ArgumentError, match="another model"):
+            copied.name_of(model.bias)

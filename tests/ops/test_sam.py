@@ -350,3 +350,17 @@ def test_bad_arguments(call, message):
         call()
     assert torch.equal(W, before[0])
     assert torch.equal(G, before[1])
+
+
+def test_autograd_learns_of_what_is_written():
+    w = torch.ones(1, 8, requires_grad=True)
+    y = (w * w).sum()
+    with torch.no_grad():
+        sam_step(w, torch.ones(1, 8), lr=1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    out = torch.empty(1, 8)
+    sam_perturb(torch.ones(1, 8), torch.ones(1, 8), rho=0.1, out=out)
+    assert out._version == 1
+    with torch.inference_mode():
+        sam_step(torch.ones(1, 8), torch.ones(1, 8), lr=1.0)

@@ -422,3 +422,59 @@ def test_unsupported_dtypes_are_named():
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(ArgumentError, match="sparse gradient"):
         optimizer.first_step()
+
+
+def test_a_perturbation_that_fails_half_way_leaves_the_weights(monkeypatch):
+    model, x, y = make_problem()
+    optimizer = fs.SAM(model.parameters(), torch.optim.SGD, lr=0.1, rho=0.5)
+    before, made = weights_of(model), []
+
+    def buffer(p: Tensor) -> Tensor:
+        made.append(p)
+        if len(made) == 3:
+            raise torch.OutOfMemoryError("no memory for a buffer")
+        return torch.empty_like(p)
+
+    monkeypatch.setattr(optimizer, "_buffer", buffer)
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer.step(lambda: backward(model, x, y))
+    monkeypatch.undo()
+    assert_same(weights_of(model), before)
+    optimizer.zero_grad()
+    optimizer.step(lambda: backward(model, x, y))  # it can go on
+
+
+def test_maximizing_the_negative_loss_is_minimizing():
+    results = []
+    for sign in (1, -1):
+        model, x, y = make_problem()
+        optimizer = fs.SAM(model.parameters(), torch.optim.SGD, lr=0.1, rho=0.3, maximize=sign < 0)
+        for _ in range(2):
+            optimizer.zero_grad()
+            for step in (optimizer.first_step, optimizer.second_step):
+                (sign * nn.functional.cross_entropy(model(x), y)).backward()
+                step(zero_grad=True)
+        results.append(weights_of(model))
+    assert_same(*results)
+
+
+def test_gradients_that_were_set_to_zero_are_none():
+    results = []
+    for to_none in (True, False):
+        model, x, y = make_problem()
+        optimizer = fs.SAM(model.parameters(), torch.optim.SGD, lr=0.1, rho=0.3)
+        for _ in range(3):
+            optimizer.zero_grad(set_to_none=to_none)
+            optimizer.step(lambda model=model, x=x, y=y: backward(model, x, y))
+        results.append(weights_of(model))
+    assert_same(*results)
+
+
+def test_a_graph_of_the_weights_before_cannot_be_used_after():
+    model, x, y = make_problem()
+    optimizer = fs.SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    loss = nn.functional.cross_entropy(model(x), y)
+    loss.backward(retain_graph=True)
+    optimizer.first_step(zero_grad=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

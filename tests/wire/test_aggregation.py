@@ -100,3 +100,19 @@ def test_errors():
     ):
         with pytest.raises(fs.ArgumentError, match=message):
             fs.aggregate(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({0: 120, 1: 80}, "weights is a dict"),
+        ("12", "weights is a str"),
+        ({1.0, 2.0}, "weights is a set"),
+        (3, "weights is a int"),
+        ([1, None], "weights must be numbers"),
+        (torch.ones(2, 2), "weights must be numbers"),
+    ],
+)
+def test_weights_that_are_no_list_of_numbers(weights, words):
+    with pytest.raises(fs.ArgumentError, match=words):
+        fs.aggregate(payloads_of(["topk:0.5", "topk:0.5"]), weights=weights)

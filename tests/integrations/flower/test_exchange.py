@@ -175,6 +175,22 @@ def test_a_reply_that_does_not_get_through_is_sent_again(how: str, spec: str, ca
     assert_nothing_lost(replies, inner, spec, total_update(4, FIRST))
 
 
+def test_a_grid_that_raises_after_the_nodes_answered_loses_nothing() -> None:
+    inner = nodes("topk:0.05")
+    grid = CompressedGrid(inner, "topk:0.05")
+    replies = ask(grid, MODEL, [FIRST], 1)
+
+    def broken(node: int, reply: Message) -> Message:
+        raise ConnectionError("the link broke")
+
+    inner.tamper = broken
+    with pytest.raises(ConnectionError):
+        ask(grid, MODEL, [FIRST], 2)
+    inner.tamper = lambda node, reply: reply
+    replies += ask(grid, MODEL, [FIRST], 3)
+    assert_nothing_lost(replies, inner, "topk:0.05", total_update(3, FIRST))
+
+
 def test_a_message_that_never_arrived_does_not_hide_the_loss_before_it() -> None:
     """The reply to round 2 is lost; so is the message of round 3, which told of it; round 4 tells again."""
     inner = nodes("topk:0.05")

@@ -46,6 +46,20 @@ def check_written(name: str, tensor: Tensor) -> None:
         raise ArgumentError(f"{name} is not contiguous (strides {tensor.stride()}); it is written, so it must be")
 
 
+def check_outputs(names: Sequence[str], outputs: Any, layout: Sequence[Any], device: torch.device) -> None:
+    """Check the tensors of `out=` against `layout`, a (shape, dtype) for each."""
+    if not isinstance(outputs, tuple) or len(outputs) != len(names):
+        raise ArgumentError(f"out is a {type(outputs).__name__}; expected a tuple of {', '.join(names)}")
+    for name, tensor, (shape, dtype) in zip(names, outputs, layout, strict=True):
+        check_output(f"out.{name}", tensor, shape, dtype, device)
+
+
+def check_output(name: str, tensor: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+    """Check a tensor that is written: as `check_tensor`, and contiguous."""
+    check_tensor(name, tensor, shape, (dtype,), device)
+    check_written(name, tensor)
+
+
 def check_apart(outputs: Mapping[str, Tensor], inputs: Mapping[str, Sequence[Tensor | None]]) -> None:
     """Refuse outputs that share memory with an input or with each other. Needs real, contiguous tensors."""
     taken = [(name, *_memory(t)) for name, tensors in inputs.items() for t in tensors if t is not None]

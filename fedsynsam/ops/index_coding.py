@@ -16,10 +16,10 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..kernels.reference import index_coding as reference
 from . import backend
-from .arguments import check_apart, check_rows
+from .arguments import check_apart, check_output, check_outputs, check_rows
 from .extension import launch, loaded
 from .library import register
-from .topk_arguments import MAX_ELEMENTS, check_count, check_output, check_outputs
+from .topk_arguments import MAX_ELEMENTS, check_count
 
 # ---- public functions ----
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..kernels.reference import quantize as reference
 from . import backend
-from .arguments import DTYPES, check_apart, check_rows, check_tensor, check_written
+from .arguments import DTYPES, check_apart, check_outputs, check_rows, check_tensor, check_written
 from .extension import address, launch, loaded
 from .library import register
 from .quantize_arguments import (
@@ -89,10 +89,7 @@ def quantize(
     arguments = (update.detach().contiguous(), seeds.contiguous(), residual, bits, bucket, norm, rounding)
     if out is None:
         return Quantized(*_quantize(*arguments))
-    out = Quantized(*out)
-    for name, tensor, (shape, dtype) in zip(Quantized._fields, out, _layout(*arguments), strict=True):
-        check_tensor(f"out.{name}", tensor, shape, (dtype,), update.device)
-        check_written(f"out.{name}", tensor)
+    check_outputs(Quantized._fields, out, _layout(*arguments), update.device)
     _quantize_out(*arguments, *out)
     return out
 

@@ -39,8 +39,8 @@ def check_norm(name: str, norm: Tensor, weights: Tensor) -> None:
 def check_direction(weights: Tensor, gradient: Tensor, synthetic: Tensor | None, beta: float) -> None:
     check_weights(weights)
     check_like("gradient", gradient, weights, DTYPES)
-    if not math.isfinite(beta):
-        raise ArgumentError(f"beta is {beta}; expected a finite number, 0 for the gradient, 1 for synthetic alone")
+    if beta is None or isinstance(beta, str) or not math.isfinite(beta):
+        raise ArgumentError(f"beta is {beta!r}; expected a finite number, 0 for the gradient, 1 for synthetic alone")
     if synthetic is None:
         if beta != 1.0:
             raise ArgumentError(f"beta is {beta} but synthetic was not given; pass synthetic or leave beta out")
@@ -88,8 +88,8 @@ def check_step(
 
 def check_finite(**values: float) -> None:
     for name, value in values.items():
-        if not math.isfinite(value):
-            raise ArgumentError(f"{name} is {value}; expected a finite number")
+        if value is None or isinstance(value, str) or not math.isfinite(value):
+            raise ArgumentError(f"{name} is {value!r}; expected a finite number")
 
 
 def check_momentum(momentum: float, momentum_buffer: Tensor | None, weights: Tensor) -> None:

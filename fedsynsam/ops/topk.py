@@ -18,14 +18,13 @@ from torch import Tensor
 
 from ..kernels.reference import topk as reference
 from . import backend
-from .arguments import DTYPES, check_apart
+from .arguments import DTYPES, check_apart, check_outputs
 from .extension import launch, loaded
 from .library import register
 from .topk_arguments import (
     MAX_ELEMENTS,
     check_count,
     check_density,
-    check_outputs,
     check_update,
 )
 

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..errors import ArgumentError
-from .arguments import DTYPES, check_rows, check_tensor, check_written
+from .arguments import DTYPES, check_rows, check_tensor
 
 MAX_ELEMENTS = 2**31 - 1  # of a row: indices are int32
-
-
-def check_outputs(names: Sequence[str], outputs: Any, layout: Sequence[Any], device: torch.device) -> None:
-    """Check the tensors of `out=` against `layout`, a (shape, dtype) for each."""
-    if not isinstance(outputs, tuple) or len(outputs) != len(names):
-        raise ArgumentError(f"out is a {type(outputs).__name__}; expected a tuple of {', '.join(names)}")
-    for name, tensor, (shape, dtype) in zip(names, outputs, layout, strict=True):
-        check_output(f"out.{name}", tensor, shape, dtype, device)
-
-
-def check_output(name: str, tensor: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-    """Check a tensor that is written: as `check_tensor`, and contiguous."""
-    check_tensor(name, tensor, shape, (dtype,), device)
-    check_written(name, tensor)
 
 
 def check_update(update: Any, residual: Any) -> None:

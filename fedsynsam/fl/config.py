@@ -253,8 +253,7 @@ def _check_ranges(config: RunConfig) -> None:
         if name == "alpha" and value == math.inf:  # every class split evenly
             continue
         if not (math.isfinite(value) and (value >= low if inclusive else value > low) and value <= high):
-            bounds = f"{'at least' if inclusive else 'above'} {low}" + (
-                "" if high == math.inf else f" and at most {high}"
-            )
+            above = "" if high == math.inf else f" and at most {high}"
+            bounds = f"{'at least' if inclusive else 'above'} {low}{above}"
             or_inf = ", or inf" if name == "alpha" else ""
             raise ConfigError(f"{name}: {value!r} is out of range; give a finite number {bounds}{or_inf}")

@@ -44,13 +44,12 @@ class RunFolder:
 
     def _open(self, config: RunConfig, crc32: str, *, resume: bool) -> None:
         path, stored = self.path, self.path / "config.json"
+        killed_at_its_start = set(path.glob("config.json*.part"))
         if stored.exists():
             if not resume:
                 raise ConfigError(f"out: {str(path)!r} already holds a run; give another folder, or resume it")
             check_same(path, config, crc32)
-        elif set(path.iterdir()) - set(
-            path.glob("config.json*.part")
-        ):  # that is left by a run killed at its very start
+        elif set(path.iterdir()) - killed_at_its_start:
             raise ConfigError(f"out: {str(path)!r} is not empty and holds no run; give another folder")
         for name in FILES:
             for cut_off in path.glob(f"{name}*.part"):

@@ -139,7 +139,7 @@ class SAM(Optimizer):
         self._expect(perturbed=False, method="step")
         closure = torch.enable_grad()(closure)
         parameters = [p for group in self.param_groups for p in group["params"]]
-        has_gradient = any(p.grad is not None and bool(p.grad.any()) for p in parameters)
+        has_gradient = any(p.grad is not None and (p.grad.is_sparse or bool(p.grad.any())) for p in parameters)
         loss = None if has_gradient else closure()
         self.first_step(zero_grad=True)
         try:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,6 +19,7 @@ from fedsynsam.cli import PATIENCE_SECONDS, main
 from fedsynsam.errors import ConfigError, NonFiniteError
 from fedsynsam.fl.compare import options_of
 from fedsynsam.fl.config import RunConfig
+from fedsynsam.fl.data import dataset_from_arrays
 from fedsynsam.fl.distributed import Group
 from fedsynsam.fl.records import assign
 from fedsynsam.fl.simulation import Simulation
@@ -116,19 +116,20 @@ def test_a_refused_run_leaves_the_folder_as_it_was(tiny_config: RunConfig, tmp_p
     assert (tmp_path / "mine" / "rank-1" / "data.txt").read_text() == "kept"
 
 
-def test_ranks_with_different_data_are_refused(tiny_config: RunConfig, tmp_path) -> None:
-    np.savez(tmp_path / "other.npz", **tiny_arrays(seed=1))
-    contents = [Path(tiny_config.dataset).read_bytes(), (tmp_path / "other.npz").read_bytes()]
+def test_ranks_with_different_data_are_refused(tiny_config: RunConfig, monkeypatch) -> None:
+    """The same name on two machines, with other contents."""
+    here = threading.local()
+    monkeypatch.setattr(
+        "fedsynsam.fl.simulation.load_dataset", lambda *_: dataset_from_arrays("tiny", tiny_arrays(seed=here.rank))
+    )
 
     def work(group: Group) -> object:
-        simulation = Simulation(tiny_config, group=group)
-        file = tmp_path / f"{group.rank}.npz"
-        file.write_bytes(contents[group.rank])
-        simulation.config = simulation.config.replace(dataset=str(file))  # the same name on two machines
-        return simulation.run()
+        here.rank = group.rank
+        return Simulation(tiny_config, group=group).run()
 
     results = in_threads(2, work)
-    assert ["dataset: rank 0 was given" in str(result) for result in results] == [True, True]
+    assert [type(result) for result in results] == [ConfigError, ConfigError]
+    assert ["dataset_crc32: rank 0 was given" in str(result) for result in results] == [True, True]
 
 
 def test_ranks_with_different_options_are_refused(tiny_config: RunConfig) -> None:

@@ -38,7 +38,7 @@ bench: $(VENV)/installed ## the kernel benchmarks on the CPU at full size, into 
 	$(BIN)/python -m benchmarks --device cpu $(ARGS)
 
 docs: $(VENV)/installed ## the documentation as a site, in build/site
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt 'fedsynsam[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 clean: ## remove what the build left behind, and the environment

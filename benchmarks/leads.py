@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.provenance import provenance
 from benchmarks.synthesis_lab import Lab
 from fedsynsam.fl.streams import SYNTHESIS, stream
-from fedsynsam.fl.synthesis import IMAGE_LR, LOGIT_LR, first_set
+from fedsynsam.fl.synthesis import IMAGE_LR, LOGIT_LR, RATE_LR, first_set
 
 TRUTH = 512  # training images in the gradient that `bound: gradients of training data` matches
 FROM = 50  # round from which cosines are averaged
@@ -58,6 +58,9 @@ class Lead:
     aside: float = 0.0  # and up to so far along another client's
     joined: int = 1  # updates of one round that are matched together, each with a random weight
     weighed: bool = False  # displacements, too, are held against the classes that their rounds saw
+    recent: int = 0  # rounds that pieces are drawn from, the last ones; all that are kept by default
+    scaled: bool = False  # a client's update is matched in size, too: its relative error, after one scale for all of them
+    own_mix: float = 0.0  # at use: minus own_mix times the direction of the gradient of the client's own batch
     truth: bool = False  # match the gradient of training data (a bound)
 
 
@@ -99,8 +102,21 @@ LEADS = {
     "10 payloads, 1200 steps": dataclasses.replace(BEST, steps=1200),
     "10 payloads, average of the last images": dataclasses.replace(BEST, average=0.97),
     "10 payloads, two latest sets together": dataclasses.replace(BEST, sets=2),
+    "10 payloads, pieces of the last 10 rounds": dataclasses.replace(BEST, recent=10),
+    "10 payloads, pieces of the last 25 rounds": dataclasses.replace(BEST, recent=25),
+    "10 payloads, pieces of the last 50 rounds": dataclasses.replace(BEST, recent=50),
+    "10 payloads, pieces of the last 25 rounds, 10 images a class": dataclasses.replace(BEST, recent=25, images=10),
+    "10 payloads, pieces of the last 25 rounds, updates in 7 of 10 steps": dataclasses.replace(BEST, recent=25, updates=0.7),
+    "10 payloads, pieces of the last 25 rounds, two pieces a step": dataclasses.replace(BEST, recent=25, pieces=2),
+    "10 payloads, updates matched in size, too": dataclasses.replace(BEST, scaled=True),
+    "10 payloads, minus a fifth of the own gradient": dataclasses.replace(BEST, own_mix=0.2),
+    "10 payloads, drift in the mix, minus a fifth of the own gradient": dataclasses.replace(
+        BEST, drift_mix=0.3, own_mix=0.2
+    ),
+    "10 payloads, 20 images a class": dataclasses.replace(BEST, images=20),
     "bound: and true shares of labels": dataclasses.replace(BEST, mix="true"),
     "bound: gradients of training data": Lead(truth=True),
+    "bound: gradients of training data, pieces of the last 25 rounds": Lead(truth=True, recent=25),
 }
 
 
@@ -108,8 +124,10 @@ class Learner:
     """Learns sets from a lab's evidence, the way a lead says."""
 
     def __init__(self, lab: Lab, lead: Lead, last: int) -> None:
-        self.lab, self.lead, self.evidence = lab, lead, lab.evidence(last, lead.payloads)
+        self.lab, self.lead, self.evidence = lab, lead, lab.evidence(last, lead.payloads, lead.recent)
         self.rng, self.last = stream(lab.config.seed, SYNTHESIS, last), last
+        config = lab.config
+        self.scale = torch.tensor(math.log(config.lr * config.local_steps)).requires_grad_()  # log: update / gradient
 
     def start(self) -> tuple[Tensor, Tensor]:
         """Images (or the grids that they come from) and logits to begin with."""
@@ -134,7 +152,8 @@ class Learner:
         lead, lab = self.lead, self.lab
         steps = lead.steps if previous is None else -(-lead.steps // 3)
         images, logits = (item.clone().requires_grad_() for item in previous or self.start())
-        optimizer = torch.optim.Adam([{"params": [images], "lr": IMAGE_LR}, {"params": [logits], "lr": LOGIT_LR}])
+        groups = [{"params": [images], "lr": IMAGE_LR}, {"params": [logits], "lr": LOGIT_LR}]
+        optimizer = torch.optim.Adam([*groups, {"params": [self.scale], "lr": RATE_LR}])
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * step / steps))
         )
@@ -165,7 +184,7 @@ class Learner:
         if lead.shift:
             images = images.roll(tuple(int(by) for by in rng.integers(-lead.shift, lead.shift + 1, 2)), (2, 3))
         if rng.random() < lead.updates:
-            round_number = int(rng.integers(1, self.last + 1))
+            round_number = int(rng.integers(min(self.evidence.weights) + 1, self.last + 1))
             known = len(self.evidence.payloads[round_number])
             joined = min(lead.joined, known)
             places = rng.choice(known, joined, replace=False) if joined > 1 else [int(rng.integers(known))]
@@ -204,6 +223,8 @@ class Learner:
             gradient = lab.loss.gradient(start, images, labels)
         if lead.masked and entries is not None:
             gradient, target = gradient[entries], target[entries]
+        if lead.scaled and entries is not None:
+            return (self.scale.exp() * gradient - target).square().sum() / target.square().sum()
         loss = 1.0 - functional.cosine_similarity(gradient, target, dim=0)
         if lead.layers:
             sizes = [parameter.numel() for parameter in lab.module.parameters()]
@@ -243,12 +264,13 @@ def mean_cosine(lab: Lab, lead: Lead) -> tuple[float, float]:
         seconds += time.perf_counter() - began
         used = [*used, latest][-lead.sets :]
         batch = (torch.cat([images for images, _ in used]), torch.cat([labels for _, labels in used]))
-        for round_number, local, truth in lab.probes:
+        for round_number, local, truth, own in lab.probes:
             if round_number >= FROM and last < round_number <= last + EVERY:
                 direction = lab.gradient(local, batch)
-                if lead.drift_mix:
+                if lead.drift_mix or lead.own_mix:
                     drift = local - lab.weights[round_number - 1]
                     direction = direction / direction.norm() + lead.drift_mix * drift / drift.norm()
+                    direction -= lead.own_mix * own / own.norm().clamp_min(1e-12)
                 cosines.append(float(functional.cosine_similarity(direction, truth, dim=0)))
     return float(np.mean(cosines)), seconds
 

@@ -4,7 +4,9 @@ One forward and backward pass of the small CNN on 32 images, nothing else, in se
 (memory in the order channels last), channels first, and compiled by `torch.compile`; each by one thread, by two
 threads of a process, and by two processes. The ways take turns, so that a load on the machine falls on all;
 `passes_per_second` is the median over the turns of what all workers did together, `times` the same in multiples of
-the simulator's own way by the same workers.
+the simulator's own way by the same workers, `gflop_per_second` the arithmetic of the passes' convolutions and matrix
+products (as `torch.utils.flop_counter` counts it). The last way bounds the others: a large matrix product, and as
+many passes as it has the arithmetic of.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import workload
 from benchmarks.peers.job import new_model
@@ -30,6 +33,7 @@ from benchmarks.rows import write_rows
 from fedsynsam.fl.flat import FlatModel
 
 WARMUP = 5
+COUNT = 10  # passes between two looks at the clock
 LOCAL = threading.local()
 COMPILING = threading.Lock()
 
@@ -56,7 +60,7 @@ class Passes:
         with COMPILING:
             self.run(WARMUP)
 
-    def run(self, count: int) -> None:
+    def run(self, count: int = COUNT) -> None:
         """Make `count` passes."""
         for _ in range(count):
             self.model.gradient.zero_()
@@ -66,24 +70,45 @@ class Passes:
         return functional.cross_entropy(self.model.module(images), labels)
 
 
-WAYS = ("channels last", "channels first", "torch.compile")
+class Product:
+    """A matrix product of the library, large enough for it to be as fast as it can."""
+
+    SIDE = 1024
+
+    def __init__(self) -> None:
+        self._factors = torch.randn(2, self.SIDE, self.SIDE)
+        self._product = torch.empty(self.SIDE, self.SIDE)
+
+    def run(self) -> None:
+        """Compute it once."""
+        torch.mm(self._factors[0], self._factors[1], out=self._product)
+
+
+WAYS = ("channels last", "channels first", "torch.compile", "a matrix product")
+
+
+def arithmetic(work: Passes | Product) -> int:
+    """Floating-point operations of one `run()`: two for each multiplication that is added up."""
+    with FlopCounterMode(display=False) as counter:
+        work.run()
+    return int(counter.get_total_flops())
 
 
 def start(barrier: Barrier) -> None:
     """Prepare a worker: one thread for its arithmetic, and the barrier at which all begin."""
     torch.set_num_threads(1)
-    LOCAL.barrier, LOCAL.passes = barrier, {}
+    LOCAL.barrier, LOCAL.work = barrier, {}
 
 
 def rate(way: str, seconds: float) -> float:
-    """Passes a second of this worker over `seconds`, which begin when all workers are ready."""
-    if way not in LOCAL.passes:
-        LOCAL.passes[way] = Passes(way)
+    """Times that this worker runs one way in a second, over `seconds`, which begin when all workers are ready."""
+    if way not in LOCAL.work:
+        LOCAL.work[way] = Product() if way == WAYS[-1] else Passes(way)
     LOCAL.barrier.wait()
     count, begun = 0, time.perf_counter()
     while (taken := time.perf_counter() - begun) < seconds:
-        LOCAL.passes[way].run(10)
-        count += 10
+        LOCAL.work[way].run()
+        count += 1
     return count / taken
 
 
@@ -106,21 +131,23 @@ KINDS = ("one thread", "two threads", "two processes")
 
 def measure(kind: str, seconds: float, turns: int) -> list[dict[str, Any]]:
     """The rows of one kind of workers."""
+    of_passes, of_product = arithmetic(Passes(WAYS[0])), arithmetic(Product())
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     with workers(kind) as (pool, count):
         for turn in range(turns + 1):
             for way in WAYS:
                 total = sum(pool.map(rate, [way] * count, [seconds] * count))
                 if turn:  # the first is for warming up
-                    found[way].append(total)
+                    found[way].append(total * (of_product if way == WAYS[-1] else of_passes))
     medians = {way: statistics.median(rates) for way, rates in found.items()}
     return [
         {
             "workers": kind,
             "way": way,
             "turns": turns,
-            "passes_per_second": f"{median:.1f}",
+            "passes_per_second": f"{COUNT * median / of_passes:.1f}",
             "times": f"{median / medians[WAYS[0]]:.3f}",
+            "gflop_per_second": f"{median / 1e9:.1f}",
         }
         for way, median in medians.items()
     ]

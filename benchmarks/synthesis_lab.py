@@ -6,7 +6,7 @@ The trajectory and the payloads come from the run's checkpoint; the clients' loc
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +31,15 @@ from fedsynsam.fl.streams import BATCHES, PARTITION, WEIGHTS, number, stream
 from fedsynsam.fl.workers import Worker
 
 CLIENTS = 6  # of each cohort, measured
+
+
+class Probe(NamedTuple):
+    """Local weights [P], the gradient of held-out data there, and that of the client's next batch."""
+
+    round_number: int
+    local: Tensor
+    truth: Tensor
+    own: Tensor
 
 
 class Lab:
@@ -68,8 +77,8 @@ class Lab:
         self.model.backward(batch)
         return self.model.gradient[0].clone()
 
-    def _probes(self, round_number: int) -> list[tuple[int, Tensor, Tensor]]:
-        """Round, local weights and the gradient of held-out data there, for some clients of the round.
+    def _probes(self, round_number: int) -> list[Probe]:
+        """Where some clients of the round would use a set.
 
         The clients' steps are perturbed along the gradient of real images, so that no lead is measured on its own path.
         """
@@ -78,17 +87,19 @@ class Lab:
         probes = []
         for client in self.server.cohort(round_number)[:CLIENTS]:
             rng = stream(config.seed, BATCHES, round_number, client)
-            steps = Steps(self.dataset, [draw(self.parts[client], config, rng)])
+            drawn = draw(self.parts[client], config.replace(local_steps=STEPS_IN + 1), rng)
+            steps, last = Steps(self.dataset, [drawn[:-1]]), torch.from_numpy(drawn[-1])
             work = LocalRound(steps, FixedSet(real, 1.0), Correction())
             local = start + Worker(self.module, torch.device("cpu")).train(start, work, config)[0][0]
-            probes.append((round_number, local, self.gradient(local, held_out)))
+            own = self.gradient(local, (self.dataset.x_train[last], self.dataset.y_train[last]))
+            probes.append(Probe(round_number, local, self.gradient(local, held_out), own))
         return probes
 
-    def evidence(self, last: int, payloads: int = 4) -> Evidence:
-        """What the server had after round `last`, with so many payloads of a round."""
-        kept = Evidence(window=self.config.synthetic_window)
-        kept.weights = {r: w for r, w in self.weights.items() if r <= last}
-        kept.payloads = {r: p[:payloads] for r, p in self.payloads.items() if r <= last}
+    def evidence(self, last: int, payloads: int = 4, recent: int = 0) -> Evidence:
+        """What the server had after round `last`, with so many payloads of a round, of all rounds or the `recent` ones."""
+        kept, first = Evidence(window=self.config.synthetic_window), last - recent if recent else 0
+        kept.weights = {r: w for r, w in self.weights.items() if first <= r <= last}
+        kept.payloads = {r: p[:payloads] for r, p in self.payloads.items() if first <= r <= last}
         return kept
 
     def sender(self, round_number: int, place: int) -> int:

@@ -46,11 +46,11 @@ def totals(name: str, run: Run) -> dict[str, object]:
         means[key] = f"{np.mean(values):.4f}" if values else ""
     learning = sum(row.synthetic_seconds or 0.0 for row in run.rounds)
     whole = sum(row.seconds for row in run.rounds)
-    lowest = min(cosines["synthetic"] for cosines in late)
+    learned = [cosines["synthetic"] for cosines in late if "synthetic" in cosines]
     return {
         **_facts(name, run),
         **means,
-        "lowest": f"{lowest:.4f}",
+        "lowest": f"{min(learned):.4f}" if learned else "",
         "final_accuracy": f"{run.summary['final_accuracy']:.4f}",
         "learning_seconds": f"{learning:.1f}" if learning else "",
         "seconds": f"{whole:.1f}",

@@ -59,7 +59,9 @@ class Lead:
     joined: int = 1  # updates of one round that are matched together, each with a random weight
     weighed: bool = False  # displacements, too, are held against the classes that their rounds saw
     recent: int = 0  # rounds that pieces are drawn from, the last ones; all that are kept by default
-    scaled: bool = False  # a client's update is matched in size, too: its relative error, after one scale for all of them
+    scaled: bool = (
+        False  # a client's update is matched in size, too: its relative error, after one scale for all of them
+    )
     own_mix: float = 0.0  # at use: minus own_mix times the direction of the gradient of the client's own batch
     truth: bool = False  # match the gradient of training data (a bound)
 
@@ -106,7 +108,9 @@ LEADS = {
     "10 payloads, pieces of the last 25 rounds": dataclasses.replace(BEST, recent=25),
     "10 payloads, pieces of the last 50 rounds": dataclasses.replace(BEST, recent=50),
     "10 payloads, pieces of the last 25 rounds, 10 images a class": dataclasses.replace(BEST, recent=25, images=10),
-    "10 payloads, pieces of the last 25 rounds, updates in 7 of 10 steps": dataclasses.replace(BEST, recent=25, updates=0.7),
+    "10 payloads, pieces of the last 25 rounds, updates in 7 of 10 steps": dataclasses.replace(
+        BEST, recent=25, updates=0.7
+    ),
     "10 payloads, pieces of the last 25 rounds, two pieces a step": dataclasses.replace(BEST, recent=25, pieces=2),
     "10 payloads, updates matched in size, too": dataclasses.replace(BEST, scaled=True),
     "10 payloads, minus a fifth of the own gradient": dataclasses.replace(BEST, own_mix=0.2),

@@ -32,7 +32,7 @@ from benchmarks.provenance import provenance
 from benchmarks.rows import write_rows
 from fedsynsam.fl.data import Dataset, load_dataset
 from fedsynsam.fl.synthesis import first_set
-from fedsynsam.fl.synthetic import read_synthetic
+from fedsynsam.fl.synthetic import as_pixels, read_synthetic
 from fedsynsam.report.figures import STYLE
 
 MEASURES = ("distance", "correlation", "blurred")
@@ -54,16 +54,10 @@ class Images:
         return Images(self.pixels[chosen], self.labels[chosen])
 
 
-def as_pixels(images: Tensor, dataset: Dataset) -> Tensor:
-    """Normalised images as pixels in [0, 1]."""
-    low, high = dataset.low.view(-1, 1, 1), dataset.high.view(-1, 1, 1)
-    return (images - low) / (high - low)
-
-
 def part_of(dataset: Dataset, part: str) -> Images:
     """The images of `part`, train or test."""
     images, labels = getattr(dataset, f"x_{part}"), getattr(dataset, f"y_{part}")
-    return Images(as_pixels(images[:], dataset), labels)
+    return Images(as_pixels(images[:], dataset.low, dataset.high), labels)
 
 
 def features(pixels: Tensor, measure: str) -> Tensor:
@@ -149,7 +143,7 @@ def main() -> None:
     kinds = {
         "synthetic": synthetic,
         "held-out": test[torch.from_numpy(rng.permutation(len(test))[: options.held_out])],
-        "noise": Images(as_pixels(noise.images, dataset), noise.logits.argmax(dim=1)),
+        "noise": Images(as_pixels(noise.images, dataset.low, dataset.high), noise.logits.argmax(dim=1)),
     }
     facts = {f"run_{key}": stored.facts[key] for key in ("dataset", "compressor", "alpha", "seed", "round")}
     facts |= provenance(torch.device("cpu"))

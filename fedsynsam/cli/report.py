@@ -15,7 +15,7 @@ from ..report.figures import save_curves
 from ..report.groups import read_cells
 from ..report.page import why_no_page
 from ..report.pictures import save_synthetic_picture
-from ..report.runs import Run, find_runs
+from ..report.runs import find_runs
 from .arguments import parse
 
 
@@ -35,9 +35,8 @@ def main(argv: Sequence[str]) -> int:
     command = parse(ReportCommand(), argv, "fedsynsam report")
     if not command.folders:
         raise ConfigError("report: give at least one folder of a finished run or comparison")
-    runs: list[Run] = []
-    for folder in command.folders:
-        runs += find_runs(folder)
+    found = {run.path.resolve(): run for folder in command.folders for run in find_runs(folder)}
+    runs = list(found.values())
     for run in runs:
         save_curves(run.rounds, run.path / "curves.png", title=run.title)
         print(run.path / "curves.png")

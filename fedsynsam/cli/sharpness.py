@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..fl.checkpoint import load_weights
 from ..fl.data import load_dataset
 from ..fl.models import build_model
-from ..fl.runfolder import load_config
+from ..fl.runfolder import check_data, load_config
 from ..fl.sharpness import Sharpness, hutchinson_trace
 from ..fl.slices import Slices
 from ..fl.streams import SHARPNESS as SHARPNESS_STREAM
@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"radius: is {command.radius}; expected a finite number above 0")
     config = load_config(command.run)
     dataset = load_dataset(config.dataset, command.data_dir or config.data_dir)
+    check_data(command.run, dataset.crc32())
     module = build_model(config.model, dataset.image_shape, dataset.classes, number(config.seed, WEIGHTS))
     weights, finished = load_weights(command.run / "checkpoint")
     sharpness = Sharpness(module, dataset, config.seed, sample=command.sample)

@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError
 from ..fl.config import ALGORITHMS, RunConfig, read_toml
+from ..report.groups import CHANGES_NOTHING
 
 TABLE = ("algorithms", "compressors", "seeds", "rhos", "sweep")
 LISTS = {"algorithm": "algorithms", "compressor": "compressors", "seed": "seeds"}  # settings with a list of their own
@@ -109,6 +110,8 @@ def sweep_of(text: str) -> Sweep | None:
         raise ConfigError(f"sweep: {text!r} is not KEY=VALUE,VALUE… of one setting, such as alpha=0.05,0.1,0.5")
     if key in LISTS:
         raise ConfigError(f"sweep: {key} has a list of its own; give {LISTS[key]} instead")
+    if key in CHANGES_NOTHING:
+        raise ConfigError(f"sweep: {key} changes no result of a run; sweep a setting that does, such as alpha")
     if key not in kinds:
         close = difflib.get_close_matches(key, kinds, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known settings: {', '.join(kinds)}"

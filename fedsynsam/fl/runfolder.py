@@ -120,10 +120,17 @@ def check_same(path: Path, config: RunConfig, crc32: str | None = None) -> None:
             f"resume: {stored} has {key}={before.get(key)!r}, not {now[key]!r}; a run goes on with the settings that "
             "it began with, or begins anew in another folder"
         )
-    if crc32 is not None and before.get("dataset_crc32", crc32) != crc32:
+    if crc32 is not None:
+        check_data(path, crc32)
+
+
+def check_data(path: Path, crc32: str) -> None:
+    """Raise `ConfigError` unless the run in folder `path` began with data of this checksum."""
+    before = _read_config(path / "config.json", "")
+    if before.get("dataset_crc32", crc32) != crc32:
         raise ConfigError(
-            f"resume: {config.dataset!r} holds other data than when the run in {path} began; bring them back, or begin "
-            "anew in another folder"
+            f"dataset: {before['dataset']!r} holds other data than when the run in {path} began; bring those back, or "
+            "begin anew in another folder"
         )
 
 

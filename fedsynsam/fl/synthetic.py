@@ -58,9 +58,14 @@ class StoredSet:
 
     def pixels(self) -> Tensor:
         """The images as pixels in [0, 1], f32 [M, C, H, W]."""
-        low, high = (torch.tensor(self.facts[key], dtype=torch.float32).view(-1, 1, 1) for key in ("low", "high"))
-        span = torch.where(high > low, high - low, torch.inf)  # a channel of one brightness is dark
-        return ((self.synthetic.images - low) / span).clamp(0.0, 1.0)
+        low, high = (torch.tensor(self.facts[key], dtype=torch.float32) for key in ("low", "high"))
+        return as_pixels(self.synthetic.images, low, high).clamp(0.0, 1.0)
+
+
+def as_pixels(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Normalised images [N, C, H, W] as brightness: 0 at `low`, 1 at `high`, both [C]; a channel of one brightness: 0."""
+    low, high = low.view(-1, 1, 1), high.view(-1, 1, 1)
+    return (images - low) / torch.where(high > low, high - low, torch.inf)
 
 
 def save_synthetic(path: Path, synthetic: SyntheticSet, dataset: Dataset, config: RunConfig, round_number: int) -> None:

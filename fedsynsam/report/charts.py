@@ -190,23 +190,24 @@ def _sharpness_against(comparison: Comparison, option: str) -> Chart | None:
     figure, rows, places = go.Figure(), [], set[float]()
     for setting, part in comparison.parts():
         for algorithm in part.algorithms:
-            line: dict[float, float] = {}
+            line: list[tuple[float, str, float]] = []
             for group in part.groups:
                 place, seeds = _place(group.compressor, option), _last_sharpness(group)
                 if group.algorithm == algorithm and place is not None and seeds:
-                    line[place] = statistics.fmean(seeds)
-            line = dict(sorted(line.items()))
-            places |= set(line)
+                    line.append((place, group.compressor, statistics.fmean(seeds)))
+            line.sort()
+            places |= {place for place, _, _ in line}
             figure.add_scatter(
-                x=list(line), y=list(line.values()), mode="lines+markers", hovertemplate="%{x}: %{y:.2f}",
+                x=[place for place, _, _ in line], y=[value for _, _, value in line], mode="lines+markers",
+                customdata=[spec for _, spec, _ in line], hovertemplate="%{customdata}: %{y:.2f}",
                 **_look(comparison, algorithm, setting),
             )  # fmt: skip
-            rows += [[_name(algorithm, setting), f"{place:g}", f"{value:.3f}"] for place, value in line.items()]
+            rows += [[_name(algorithm, setting), spec, f"{place:g}", f"{value:.3f}"] for place, spec, value in line]
     if len(places) < 2:
         return None
     figure.update_layout(xaxis_title=option, yaxis_title="largest eigenvalue")
     figure.update_xaxes(type="log", tickvals=sorted(places), ticktext=[f"{place:g}" for place in sorted(places)])
-    return Chart(f"Sharpness at the end against {option}", figure, ["run", option, "sharpness"], rows)
+    return Chart(f"Sharpness at the end against {option}", figure, ["run", "compressor", option, "sharpness"], rows)
 
 
 def _place(spec: str, option: str) -> float | None:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ..fl.tensorfile import write_atomically
 from .comparison_figures import save_comparison_figures
-from .groups import Comparison, headlines
+from .groups import Comparison, Group, headlines
 from .page import comparison_page, why_no_page
 from .text import bytes_text, percent
 
@@ -101,8 +101,14 @@ def table_rows(comparison: Comparison) -> list[list[str]]:
     rows = [["accuracy, %", *comparison.compressors]]
     for algorithm in comparison.algorithms:
         cells = [comparison.group(algorithm, compressor) for compressor in comparison.compressors]
-        rows.append([algorithm, *("" if cell is None else percent(cell.mean, cell.spread) for cell in cells)])
+        rows.append([algorithm, *("" if cell is None else _accuracy(cell, len(comparison.seeds)) for cell in cells)])
     return [*rows, *_uplink_rows(comparison)]
+
+
+def _accuracy(group: Group, seeds: int) -> str:
+    """Mean and spread, and of how many of the comparison's seeds if not of all."""
+    missing = "" if len(group.runs) == seeds else f" ({len(group.runs)} of {seeds} seeds)"
+    return percent(group.mean, group.spread) + missing
 
 
 def _uplink_rows(comparison: Comparison) -> list[list[str]]:
@@ -157,7 +163,8 @@ def headline_text(entry: dict[str, Any]) -> str:
     name = f"(FedSynSAM - best)/(realset - best) under {entry['compressor']}{setting}"
     if entry["value"] is None:
         return f"{name}: undefined ({entry['reason']})"
-    return f"{name}: {entry['value']:.2f} (best: {entry['best']})"
+    only = f"; seeds {', '.join(map(str, entry['seeds']))} alone" if "seeds" in entry else ""
+    return f"{name}: {entry['value']:.2f} (best: {entry['best']}{only})"
 
 
 def print_table(comparison: Comparison, console: Console) -> None:

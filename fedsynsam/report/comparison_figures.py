@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from .figures import COLORS, STYLE, new_figure, save
 from .groups import Comparison, Group
@@ -37,6 +40,13 @@ def _height(comparison: Comparison, least: float) -> float:
     return max(least, 0.6 + 0.22 * len(comparison.algorithms))
 
 
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Name every algorithm once, those that not all panels show included."""
+    entries = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes]
+    handles = {label: handle for pairs in entries for handle, label in pairs}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center")
+
+
 def _curve(group: Group) -> tuple[list[int], np.ndarray]:
     """Rounds that every seed evaluated, and the accuracies [seeds, rounds] in percent."""
     series = [
@@ -60,7 +70,7 @@ def _save_curves(comparison: Comparison, path: Path) -> Path:
             low, high = accuracy.min(axis=0), accuracy.max(axis=0)
             axis.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
         axis.set(xlabel="round", ylabel="test accuracy, %", title=", ".join(filter(None, (compressor, name))))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    _legend(figure, axes)
     figure.suptitle("mean over seeds, band from lowest to highest")
     return save(figure, path)
 
@@ -123,6 +133,6 @@ def _save_sweep(comparison: Comparison, path: Path) -> Path:
             )
         axis.set_xticks(range(len(places)), places)
         axis.set(xlabel=comparison.swept, ylabel="test accuracy, %", title=compressor)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    _legend(figure, axes)
     figure.suptitle("mean over the last fifth of the rounds ± sd over seeds")
     return save(figure, path)

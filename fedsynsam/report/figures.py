@@ -18,6 +18,7 @@ from ..fl.metrics import RoundMetrics
 COLORS = (
     "#4269d0", "#efb118", "#ff725c", "#3ca951", "#97bbf5", "#a463f2", "#9c6b4e", "#6cc5b0", "#ff8ab7", "#9498a0",
 )  # fmt: skip
+DASHES = ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.3,
@@ -136,8 +137,9 @@ def save_advice(curves: dict[str, tuple[float, float]], path: Path, title: str) 
     dense_fixed, dense_bits = next(iter(curves.values()))
     with matplotlib.rc_context(STYLE):
         figure, (axis,) = new_figure(1, width=7.0, height=4.4)
-        for color, (spec, (fixed, bits)) in zip(COLORS, curves.items(), strict=False):
-            axis.plot(rates, fixed + bits / rates, color=color, label=spec)
+        for place, (spec, (fixed, bits)) in enumerate(curves.items()):
+            color, dashes = COLORS[place % len(COLORS)], DASHES[place // len(COLORS) % len(DASHES)]
+            axis.plot(rates, fixed + bits / rates, color=color, linestyle=dashes, label=spec)
             if fixed > dense_fixed and bits < dense_bits:
                 crossing = (dense_bits - bits) / (fixed - dense_fixed)
                 if crossing <= rates[-1]:

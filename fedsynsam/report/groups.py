@@ -15,8 +15,15 @@ from .text import value_text
 BASELINES = ("fedavg", "fedsam", "fedlesam")  # of the headline figure
 STUDY = ("real", "oracle")  # perturbations that no server and no client could make
 
-# Settings in which the runs of a comparison may differ without a sweep: the lists, and what changes no result.
-NOT_SWEPT = {"algorithm", "compressor", "seed", "versions", "engine", "device", *FREE}
+# Settings that change no result, or only within the engines' tolerance.
+CHANGES_NOTHING = {"engine", "device", *FREE}
+# Settings in which the runs of a comparison may differ without a sweep: these and the lists.
+NOT_SWEPT = {"algorithm", "compressor", "seed", "versions", *CHANGES_NOTHING}
+# Settings in which even runs of different algorithms or compressors may not differ without a sweep.
+TASK = (
+    "dataset", "dataset_crc32", "partition", "alpha", "shards_per_client", "clients", "participation", "rounds",
+    "local_steps", "batch_size", "lr", "model", "eval_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,12 @@ class Group:
     @property
     def accuracies(self) -> list[float]:
         """Each seed's accuracy: the mean over the evaluations of the last fifth of the rounds."""
-        return [run.summary["final_accuracy"] for run in self.runs]
+        return list(self.by_seed.values())
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """The accuracy of each seed."""
+        return {run.config["seed"]: run.summary["final_accuracy"] for run in self.runs}
 
     @property
     def mean(self) -> float:
@@ -77,6 +89,11 @@ class Comparison:
         """The values of the swept setting, each once; [None] without a sweep."""
         return list(dict.fromkeys(group.value for group in self.groups))
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of all runs, ascending."""
+        return sorted({seed for group in self.groups for seed in group.by_seed})
+
     def group(self, algorithm: str, compressor: str, value: Any = None) -> Group | None:
         """The group of `algorithm` with `compressor` (and `value`), if it was run."""
         wanted = (algorithm, compressor, value)
@@ -99,15 +116,23 @@ class Comparison:
 def read_cells(runs: list[Run], swept: str | None = None) -> Comparison:
     """Group finished runs by algorithm, compressor and the value of the setting `swept`, numbers in ascending order.
 
-    If the setting is not given, it is the one in which runs of one algorithm and compressor differ; several raise
-    `ConfigError`.
+    If the setting is not given, it is the one in which runs of one algorithm and compressor differ, or in which runs
+    differ in their task. Several such settings raise `ConfigError`, and so do two runs that are the same but for their
+    folder: a seed counts once.
     """
     swept = swept or _swept(runs)
-    grouped: dict[tuple[str, str, Any], list[Run]] = {}
+    grouped: dict[tuple[str, str, Any], dict[int, Run]] = {}
     for run in runs:
         value = None if swept is None else run.config.get(swept)
-        grouped.setdefault((run.config["algorithm"], run.config["compressor"], value), []).append(run)
-    groups = [Group(algorithm, spec, tuple(members), value) for (algorithm, spec, value), members in grouped.items()]
+        same = grouped.setdefault((run.config["algorithm"], run.config["compressor"], value), {})
+        if (other := same.setdefault(run.config["seed"], run)) is not run:
+            raise ConfigError(
+                f"report: {str(other.path)!r} and {str(run.path)!r} are both {run.title}; give each seed once, or the "
+                "folders one by one"
+            )
+    groups = [
+        Group(algorithm, spec, tuple(members.values()), value) for (algorithm, spec, value), members in grouped.items()
+    ]
     if all(isinstance(group.value, (int, float)) for group in groups):
         groups.sort(key=lambda group: group.value)
     return Comparison(tuple(groups), swept)
@@ -118,12 +143,14 @@ def _swept(runs: list[Run]) -> str | None:
     differing: dict[str, None] = {}
     for run in runs:
         other = first.setdefault((run.config["algorithm"], run.config["compressor"]), run)
-        differing |= {key: None for key, value in run.config.items() if other.config.get(key, value) != value}
+        for key, value in run.config.items():
+            if (runs[0] if key in TASK else other).config.get(key, value) != value:
+                differing[key] = None
     names = [key for key in differing if key not in NOT_SWEPT]
     if len(names) > 1:
         raise ConfigError(
-            f"report: runs of the same algorithm and compressor differ in {', '.join(names)}; "
-            "give runs that differ in one setting besides the seed"
+            f"report: the runs differ in {', '.join(names)}; give runs that differ in one setting besides algorithm, "
+            "compressor and seed"
         )
     return names[0] if names else None
 
@@ -140,14 +167,25 @@ def headlines(comparison: Comparison) -> list[dict[str, Any]]:
 def headline(comparison: Comparison, compressor: str) -> dict[str, Any]:
     """The share of the possible gain that FedSynSAM takes: (FedSynSAM − best)/(realset − best), of mean accuracies.
 
-    best = the best of FedAvg, FedSAM and FedLESAM; realset takes its perturbation from as many real images. The value
-    is None, with a `reason`, where a preset is missing or realset is no better than `best`.
+    best = the best of FedAvg, FedSAM and FedLESAM; realset takes its perturbation from as many real images. The means
+    are over `seeds`, those that all five finished. The value is None, with a `reason`, where a preset is missing, no
+    seed is shared, or realset is no better than `best`.
     """
-    means = {group.algorithm: group.mean for group in comparison.groups if group.compressor == compressor}
-    figures: dict[str, Any] = {"compressor": compressor, "accuracy": means, "value": None}
-    missing = [name for name in (*BASELINES, "fedsynsam", "realset") if name not in means]
-    if missing:
+    groups = {group.algorithm: group for group in comparison.groups if group.compressor == compressor}
+    figures: dict[str, Any] = {
+        "compressor": compressor,
+        "accuracy": {name: group.mean for name, group in groups.items()},
+        "value": None,
+    }
+    needed = (*BASELINES, "fedsynsam", "realset")
+    if missing := [name for name in needed if name not in groups]:
         return {**figures, "reason": f"not run: {', '.join(missing)}"}
+    seeds = sorted(set.intersection(*(set(groups[name].by_seed) for name in needed)))
+    if not seeds:
+        return {**figures, "reason": "no seed was finished by all five"}
+    if seeds != comparison.seeds:
+        figures["seeds"] = seeds
+    means = {name: statistics.fmean(groups[name].by_seed[seed] for seed in seeds) for name in needed}
     best = max(BASELINES, key=means.__getitem__)
     figures["best"] = best
     room = means["realset"] - means[best]

@@ -74,7 +74,7 @@ def comparison_page(comparison: Comparison, headlines: list[str], command: str |
     ]
     if pairs:
         heading = [HEADER[0], *([comparison.swept] if comparison.swept else []), *HEADER[1:]]
-        parts += ["<h2>Seed by seed, against the best of FedAvg, FedSAM and FedLESAM</h2>", _table(heading, pairs)]
+        parts += ["<h2>Seed by seed, against the best of FedSynSAM's rivals</h2>", _table(heading, pairs)]
     for number, chart in enumerate(charts(comparison)):
         parts += _chart(chart, number)
     parts += _synthetic_images(comparison)

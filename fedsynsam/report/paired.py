@@ -26,7 +26,8 @@ def paired_rows(comparison: Comparison) -> list[list[str]]:
         rivals = [group for group in groups if group.is_rival]
         if not rivals:
             continue
-        best = max(rivals, key=lambda group: group.mean)
+        # one that failed in some seeds is not the best, however well it did in the others
+        best = max(rivals, key=lambda group: (len(group.runs), group.mean))
         for group in groups:
             if group is best:
                 continue
@@ -34,17 +35,12 @@ def paired_rows(comparison: Comparison) -> list[list[str]]:
             if len(differences) < 2:
                 continue
             mean, spread = statistics.fmean(differences), statistics.stdev(differences)
-            p = stats.ttest_1samp(differences, 0.0).pvalue if spread > 0 else float("nan")
-            cells = [f"{mean:+.2f} ± {spread:.2f}", str(len(differences)), f"{p:.3f}"]
+            p = f"{stats.ttest_1samp(differences, 0.0).pvalue:.3f}" if spread > 0 else ""
+            cells = [f"{mean:+.2f} ± {spread:.2f}", str(len(differences)), p]
             rows.append([group.algorithm, compressor, best.algorithm, *cells])
     return rows
 
 
 def _differences(group: Group, best: Group) -> list[float]:
     """Accuracy minus that of `best`, in points, of the seeds that both have."""
-    theirs = {run.config["seed"]: run.summary["final_accuracy"] for run in best.runs}
-    return [
-        100 * (run.summary["final_accuracy"] - theirs[run.config["seed"]])
-        for run in group.runs
-        if run.config["seed"] in theirs
-    ]
+    return [100 * (own - best.by_seed[seed]) for seed, own in group.by_seed.items() if seed in best.by_seed]

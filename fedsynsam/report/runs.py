@@ -31,7 +31,8 @@ class Run:
     @property
     def command(self) -> str:
         """What makes the same numbers again."""
-        values = {key: value for key, value in self.config.items() if key not in ("versions", *FREE)}
+        free = [key for key in FREE if key != "data_dir"]  # without which the data may not be found
+        values = {key: value for key, value in self.config.items() if key not in ("versions", *free)}
         return shlex.join(["fedsynsam", "run", *options_of(values)])
 
 

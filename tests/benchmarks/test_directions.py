@@ -65,6 +65,16 @@ def test_of_one_group_every_estimate_is_drawn(tmp_path: Path) -> None:
     assert directions.totals("one", runs[0])["drift"] == ""
 
 
+def test_a_run_without_a_set_has_no_lowest_cosine(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", 1, 0.8)
+    [run] = directions.find_runs(tmp_path)
+    assert directions.totals("one", run)["lowest"] == "0.8000"
+    for row in run.rounds:
+        (row.cosines or {}).pop("synthetic", None)
+    found = directions.totals("one", run)
+    assert (found["lowest"], found["synthetic"], found["real"]) == ("", "", "0.9000")
+
+
 def test_a_group_without_a_name_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "folder", "--out", "out"])
     with pytest.raises(SystemExit):

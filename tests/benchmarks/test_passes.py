@@ -36,7 +36,7 @@ def test_compiled(tmp_path, monkeypatch):
 
 
 def test_arithmetic():
-    """Of the passes, by hand: forward, by the weights, and by the input where it is no image; two operations a product."""
+    """By hand: forward, by the weights, and by the input where it is no image; two operations for each product."""
     first, second, hidden, last = 24 * 24 * 8 * 25, 8 * 8 * 16 * 8 * 25, 256 * 128, 128 * 10
     each = 2 * first + 3 * (second + hidden + last)
     assert passes.arithmetic(passes.Passes("channels last")) == passes.COUNT * 2 * 32 * each

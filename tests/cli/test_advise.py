@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from fedsynsam.cli import main
+from fedsynsam import Payload
+from fedsynsam.cli import advise, main
 from fedsynsam.cli.advise import Cost, _bits, _seconds
 from fedsynsam.report.text import bytes_text
 
@@ -42,11 +44,35 @@ def test_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (tmp_path / "advice" / "advice.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_each_payload_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, aggregated = list[bytes](), list[int]()
+
+    def decode(blob: bytes, **like: object) -> Payload:
+        decoded.append(blob)
+        return Payload.decode(blob, **like)  # type: ignore[arg-type]
+
+    def aggregate(payloads: list[Payload]) -> None:
+        aggregated.append(len({id(payload) for payload in payloads}))
+
+    monkeypatch.setattr(advise, "Payload", SimpleNamespace(decode=decode))
+    monkeypatch.setattr(advise, "aggregate", aggregate)
+    advise.measure("quantize:4", 1000)
+    assert aggregated == [advise.AGGREGATED] * 2
+    assert len(set(decoded)) == advise.AGGREGATED
+    assert len(decoded) == 2 * advise.AGGREGATED
+
+
+def test_where_nothing_pays(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["advise", "--model-size", "1k", "--repeats", "1", "--specs", "quantize:8", "--bandwidth", "900G"]) == 0
+    assert "clients: dense float32: no spec pays there" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--bandwidth", "fast"], "bandwidth: is 'fast'; expected a number such as 100k, 25.6M or 1G"),
         (["--model-size", "0"], "model-size: is '0'"),
+        (["--model-size", "0.5"], "model-size: is '0.5'; expected at least one value"),
         (["--clients", "0"], "clients: is 0; expected 1 or more"),
         (["--specs", "topk:2"], "topk"),
     ],

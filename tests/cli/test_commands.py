@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,25 @@ def test_sharpness_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [len(row) for row in found["plane"]] == [3, 3, 3]
     assert found["plane"][1] == pytest.approx(found["line"])
     assert (out / "slices.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sharpness_refuses_other_data_than_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["run", *TINY, "--algorithm", "fedavg", "--out", str(out)]) == 0
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "dataset_crc32": "0"}))
+    assert main(["sharpness", str(out)]) == 2
+    assert "holds other data than when the run in" in capsys.readouterr().err
+
+
+def test_report_counts_a_folder_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["run", *TINY, "--algorithm", "fedavg", "--out", str(out)]) == 0
+    assert main(["report", str(out), str(tmp_path), "--out", str(tmp_path / "both")]) == 0
+    assert len((tmp_path / "both" / "results.csv").read_text().splitlines()) == 2
+    shutil.copytree(out, tmp_path / "again")
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "both")]) == 2
+    assert "are both fedavg" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from fedsynsam.cli import main
 from fedsynsam.cli.compare import cells_of, command_of
 from fedsynsam.cli.study import rhos_of, seeds_of, split_specs, sweep_of
+from fedsynsam.errors import ConfigError
 
 STUDY = """
 rounds = 2
@@ -70,6 +71,12 @@ def test_lists() -> None:
         assert sweep is not None
         assert sweep.values == values
         assert all(type(value) is type(wanted) for value, wanted in zip(sweep.values, values, strict=True))
+
+
+@pytest.mark.parametrize("key", ["threads", "engine", "device", "checkpoint-every"])
+def test_what_changes_no_result_cannot_be_swept(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"sweep: {key.replace('-', '_')} changes no result of a run"):
+        sweep_of(f"{key}=1,2")
 
 
 def test_run_takes_the_settings_of_a_study_alone(study: Path, tmp_path: Path) -> None:

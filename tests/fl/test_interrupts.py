@@ -228,7 +228,7 @@ def test_one_process_at_a_time_writes_a_folder(tiny_config: RunConfig, tmp_path)
 def test_a_run_goes_on_with_the_data_that_it_began_with(tiny_config: RunConfig, tmp_path) -> None:
     Simulation(tiny_config, tmp_path / "run").run()
     np.savez(tiny_config.dataset, **tiny_arrays(seed=1))
-    with pytest.raises(ConfigError, match=r"resume: .*tiny\.npz' holds other data than when the run"):
+    with pytest.raises(ConfigError, match=r"dataset: .*tiny\.npz' holds other data than when the run"):
         Simulation(tiny_config, tmp_path / "run", resume=True).run()
 
 

@@ -43,6 +43,21 @@ def test_several_eigenvalues_in_descending_order() -> None:
     assert found == pytest.approx([8.0, 6.0, 4.0], rel=1e-2)
 
 
+def test_many_eigenvalues_take_as_many_products_as_they_need() -> None:
+    """The last ones settle long after the first: 60 products would give values that are no eigenvalues."""
+    spectrum = np.linspace(0, 10, 400) ** 2
+    matrix = symmetric(spectrum)
+    start = torch.from_numpy(np.random.default_rng(1).normal(size=len(spectrum))).float()
+    found = largest_eigenvalues(lambda vector: matrix @ vector, start, count=40)
+    assert found == pytest.approx(sorted(spectrum, reverse=True)[:40], abs=0.2)
+
+
+def test_values_that_did_not_settle_are_told() -> None:
+    matrix = symmetric(np.linspace(0, 1, 200))
+    with pytest.warns(UserWarning, match="the 5 largest eigenvalues did not settle in 10 products"):
+        largest_eigenvalues(lambda vector: matrix @ vector, torch.ones(200), count=5, most=10)
+
+
 def test_zero_operator() -> None:
     assert largest_eigenvalues(torch.zeros_like, torch.ones(5)) == [0.0]
 

@@ -15,7 +15,15 @@ from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import Dataset, dataset_from_arrays
 from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.synthesis import first_set
-from fedsynsam.fl.synthetic import FACTS, FILE_NAME, SyntheticSet, load_synthetic, read_synthetic, save_synthetic
+from fedsynsam.fl.synthetic import (
+    FACTS,
+    FILE_NAME,
+    SyntheticSet,
+    as_pixels,
+    load_synthetic,
+    read_synthetic,
+    save_synthetic,
+)
 from fedsynsam.fl.tensorfile import pack
 
 from .conftest import tiny_arrays
@@ -35,6 +43,12 @@ def file(tmp_path, synthetic, tiny_dataset):
 
 def same(first: SyntheticSet, second: SyntheticSet) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first.tensors().values(), second.tensors().values(), strict=True))
+
+
+def test_pixels_are_brightness_and_a_channel_of_one_brightness_is_dark() -> None:
+    images = torch.tensor([[-1.0, 1.0, 3.0], [2.0, 2.0, 2.0]]).view(1, 2, 1, 3)
+    pixels = as_pixels(images, torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 2.0]))
+    assert pixels.view(2, 3).tolist() == [[0.0, 0.5, 1.0], [0.0, 0.0, 0.0]]
 
 
 def test_a_file_gives_the_set_back_and_says_where_it_is_from(file, synthetic, tiny_dataset) -> None:

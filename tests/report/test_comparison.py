@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from fedsynsam.errors import ConfigError
 from fedsynsam.fl.metrics import RoundMetrics
+from fedsynsam.report import comparison_figures, figures
 from fedsynsam.report.comparison import headline_text, markdown_table, results_csv, write_comparison
-from fedsynsam.report.figures import save_curves
+from fedsynsam.report.figures import save_advice, save_curves
 from fedsynsam.report.groups import headline, headlines, read_cells
 from fedsynsam.report.runs import Run
 from fedsynsam.report.text import bytes_text
@@ -65,10 +67,44 @@ def test_headline_names_what_was_not_run() -> None:
     assert entry["reason"] == "not run: fedsam, fedlesam, fedsynsam, realset"
 
 
+def test_a_seed_that_one_preset_did_not_finish_is_left_out_of_the_headline_and_told() -> None:
+    runs = runs_of(
+        fedavg=[0.70, 0.60, 0.65], fedsam=[0.6] * 3, fedlesam=[0.5] * 3, fedsynsam=[0.72, 0.62, 0.67],
+        realset=[0.73, 0.63, 0.68],
+    )  # fmt: skip
+    whole, part = read_cells(runs), read_cells([one for one in runs if one.title != "fedsynsam, topk:0.01, seed 1"])
+    assert headline(whole, "topk:0.01")["value"] == pytest.approx(2 / 3)
+    entry = headline(part, "topk:0.01")
+    assert (entry["value"], entry["seeds"]) == (pytest.approx(2 / 3), [0, 2])
+    assert "0.67 (best: fedavg; seeds 0, 2 alone)" in headline_text(entry)
+    assert "| fedsynsam | 69.50 ± 3.54 (2 of 3 seeds) |" in markdown_table(part)
+    assert "of 3 seeds" not in markdown_table(whole)
+    other = [replace(one, config={**one.config, "seed": 7}) if one.title.startswith("realset") else one for one in runs]
+    assert headline(read_cells(other[:-2]), "topk:0.01")["reason"] == "no seed was finished by all five"
+
+
+def test_a_seed_counts_once() -> None:
+    first, again = run("fedavg", 0, 0.7), replace(run("fedavg", 0, 0.7), path=Path("again"))
+    with pytest.raises(ConfigError, match=r"'\.' and 'again' are both fedavg, topk:0.01, seed 0"):
+        read_cells([first, again])
+
+
+def test_runs_of_different_length_are_not_put_side_by_side() -> None:
+    runs = runs_of(fedavg=[0.7], fedsam=[0.8])
+    for one, rounds in zip(runs, (10, 40), strict=True):
+        one.config.update(rounds=rounds, lr=0.1)
+    comparison = read_cells(runs)
+    assert comparison.swept == "rounds"
+    assert "## rounds = 10" in markdown_table(comparison)
+    runs[1].config.update(lr=0.2)
+    with pytest.raises(ConfigError, match="differ in rounds, lr; give"):
+        read_cells(runs)
+
+
 def test_table_has_mean_and_standard_deviation() -> None:
     table = markdown_table(read_cells(runs_of(fedavg=[0.70, 0.72], fedsam=[0.6])))
     assert "| fedavg | 71.00 ± 1.41 |" in table
-    assert "| fedsam | 60.00 |" in table
+    assert "| fedsam | 60.00 (1 of 2 seeds) |" in table
     assert "(80.0 x smaller)" in table
 
 
@@ -90,6 +126,18 @@ def test_the_paired_test_is_against_the_best_of_all_rivals() -> None:
     assert set(rows) == {"fedavg", "fedsynsam", "realset"}
     assert rows["fedsynsam"][2] == "feddyn"
     assert rows["fedsynsam"][3].startswith("+2.50")
+    assert rows["fedavg"][5] != ""
+    assert rows["fedavg"][4] == "2"
+
+
+def test_a_rival_that_failed_in_a_seed_is_not_the_best_and_equal_differences_have_no_p() -> None:
+    pytest.importorskip("scipy", reason="the paired test needs SciPy")
+    from fedsynsam.report.paired import paired_rows
+
+    runs = runs_of(fedavg=[0.5, 0.25, 0.75], feddyn=[0.74, 0.54], fedsynsam=[0.625, 0.375, 0.875])
+    rows = {row[0]: row for row in paired_rows(read_cells(runs))}
+    assert {row[2] for row in rows.values()} == {"fedavg"}
+    assert rows["fedsynsam"][3:] == ["+12.50 ± 0.00", "3", ""]
 
 
 def swept(**alphas: float) -> list[Run]:
@@ -134,6 +182,24 @@ def test_a_radius_of_its_own_is_no_sweep_and_two_settings_are_refused() -> None:
     runs += [replace(one, config={**one.config, "alpha": 0.5, "clients": 9}) for one in swept(a0_1=0.6)]
     with pytest.raises(ConfigError, match="differ in alpha, clients; give runs that differ in one"):
         read_cells(runs)
+
+
+def test_every_algorithm_is_in_the_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list[Figure]()
+    monkeypatch.setattr(comparison_figures, "save", lambda figure, path: drawn.append(figure) or path)
+    runs = [run("fedavg", 0, 0.7), run("fedavg", 0, 0.7, "quantize:2"), run("feddyn", 0, 0.7, "quantize:2")]
+    comparison_figures.save_comparison_figures(read_cells(runs), tmp_path)
+    for figure in drawn:
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["fedavg", "feddyn"]
+
+
+def test_advice_draws_every_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list[Figure]()
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure) or path)
+    save_advice({f"spec {place}": (0.1, 1e6) for place in range(12)}, tmp_path / "advice.png", "many")
+    lines = drawn[0].axes[0].get_lines()
+    assert [line.get_label() for line in lines] == [f"spec {place}" for place in range(12)]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 12
 
 
 def test_figures_of_a_sweep(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from fedsynsam.fl.data import dataset_from_arrays
 from fedsynsam.fl.metrics import RoundMetrics
 from fedsynsam.fl.synthetic import SyntheticSet, save_synthetic
 from fedsynsam.report import page
+from fedsynsam.report.charts import charts
 from fedsynsam.report.comparison import write_comparison
 from fedsynsam.report.groups import read_cells
 from fedsynsam.report.runs import Run
@@ -102,6 +103,21 @@ def test_every_section_is_there(report: Path) -> None:
     assert text.count("<summary>The numbers</summary>") == 7
     assert "fedsynsam compare --compressors &#x27;&lt;none&gt;&#x27;" in text
     assert "\nfedsynsam run --algorithm fedavg --compressor quantize:2 --seed 1\n" in text
+
+
+def test_compressors_of_the_same_density_do_not_hide_each_other(tmp_path: Path) -> None:
+    specs = ("none", "topk:0.01", "chunktopk:0.01")
+    runs = [run(tmp_path, "fedavg", spec, place, 0.5) for place, spec in enumerate(specs)]
+    [chart] = [chart for chart in charts(read_cells(runs)) if chart.title.endswith("against density")]
+    assert [row[1:] for row in chart.rows] == [
+        ["chunktopk:0.01", "0.01", "12.000"], ["topk:0.01", "0.01", "11.000"], ["none", "1", "10.000"]
+    ]  # fmt: skip
+
+
+def test_the_command_of_a_run_says_where_its_data_are(tmp_path: Path) -> None:
+    one = run(tmp_path, "fedavg", "none", 0, 0.5)
+    one.config.update(dataset="cifar10", data_dir="my data", threads=7)
+    assert one.command == "fedsynsam run --algorithm fedavg --compressor none --dataset cifar10 --data-dir 'my data'"
 
 
 def test_without_the_extra_the_page_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,15 +63,14 @@ def _quantizing(update: Tensor, residual: Tensor | None, device: torch.device) -
             size = {"bits": bits, "bucket": BUCKET}
             how = {**size, "norm": norm, "rounding": rounding}
             yield "quantize", lambda how=how: ops.quantize(update, seeds, residual, **how)
-            with use_backend("reference"):
-                sent = ops.quantize(update, seeds, residual, **how)
+            on_cpu = ops.quantize(update.cpu(), seeds.cpu(), None if residual is None else residual.cpu(), **how)
+            sent = ops.Quantized(*(None if part is None else part.to(device) for part in on_cpu))
             yield "dequantize", lambda sent=sent, size=size: ops.dequantize(sent.codes, sent.scales, n=n, **size)
 
 
 def _coding(rows: int, n: int, k: int, device: torch.device) -> Iterator[Call]:
-    indices = torch.arange(k, dtype=torch.int32).mul_(max(1, n // max(1, k))).expand(rows, k).contiguous().to(device)
-    with use_backend("reference"):
-        words = ops.encode_indices(indices, n=n)
+    on_cpu = torch.arange(k, dtype=torch.int32).mul_(max(1, n // max(1, k))).expand(rows, k).contiguous()
+    indices, words = on_cpu.to(device), ops.encode_indices(on_cpu, n=n).to(device)
     yield "encode_indices", lambda: ops.encode_indices(indices, n=n)
     yield "decode_indices", lambda: ops.decode_indices(words, n=n, k=k)
     yield "decode_indices", lambda: ops.decode_indices(torch.full_like(words, -1), n=n, k=k)  # hostile

@@ -96,7 +96,7 @@ class Lab:
         return probes
 
     def evidence(self, last: int, payloads: int = 4, recent: int = 0) -> Evidence:
-        """What the server had after round `last`, with so many payloads of a round, of all rounds or the `recent` ones."""
+        """What the server had after round `last`: so many payloads of a round, of all rounds or the `recent` ones."""
         kept, first = Evidence(window=self.config.synthetic_window), last - recent if recent else 0
         kept.weights = {r: w for r, w in self.weights.items() if first <= r <= last}
         kept.payloads = {r: p[:payloads] for r, p in self.payloads.items() if first <= r <= last}

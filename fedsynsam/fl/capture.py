@@ -6,6 +6,7 @@ Launching the thousands of small kernels of a round costs more than running them
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -19,10 +20,11 @@ WARM_UP = 2  # runs before recording, in which libraries choose their kernels an
 
 
 class Recording(NamedTuple):
-    """What was recorded: it reads `inputs`, and a call leaves its results in `outputs`."""
+    """What was recorded: `replay` reads `inputs`, and whatever other tensors `call` owns, which live as long."""
 
     inputs: list[Tensor]
     replay: Callable[[], Outputs]
+    call: Callable[[], Outputs]
 
 
 class Recorder:
@@ -37,12 +39,20 @@ class Recorder:
 
     def run(self, function: Function, work: LocalRound, start: Tensor) -> Outputs:
         """`function(work, start)`; only the tensors of `work` and `start` may differ between calls of equal shapes."""
+        # a thread's current device is the first one, whichever the tensors are on
+        with torch.cuda.device(start.device) if start.is_cuda else nullcontext():
+            return self._run(function, work, start)
+
+    def _run(self, function: Function, work: LocalRound, start: Tensor) -> Outputs:
         tensors = [start, *work.tensors()]
         key = (type(work.perturbation), *((tensor.shape, tensor.dtype) for tensor in tensors))
         if key not in self._recordings:
             own, weights = work.copy(), start.clone()
-            replay = self._record(lambda: function(own, weights))
-            self._recordings[key] = Recording([weights, *own.tensors()], replay)
+
+            def call() -> Outputs:
+                return function(own, weights)
+
+            self._recordings[key] = Recording([weights, *own.tensors()], self._record(call), call)
         recording = self._recordings[key]
         for target, source in zip(recording.inputs, tensors, strict=True):
             target.copy_(source, non_blocking=True)
@@ -58,7 +68,7 @@ def record_graph(call: Callable[[], Outputs]) -> Callable[[], Outputs]:
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):  # its default is a stream of the device that recorded first
         outputs = call()
 
     def replay() -> Outputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,10 @@ class Worker:
 
 
 class WorkerPool:
-    """Threads that each own a `Worker`; results come in the order of the items, whatever the number of threads."""
+    """Threads that each own a `Worker`; results come in the order of the items, whatever the number of threads.
+
+    The caller's context variables hold in them, too: what `use_backend` says, for one.
+    """
 
     def __init__(self, new_worker: Callable[[], Worker], threads: int) -> None:
         self.threads = threads
@@ -80,7 +84,8 @@ class WorkerPool:
             finally:
                 self.idle.put(worker)
 
-        return list(self._pool.map(call, items))
+        contexts = [contextvars.copy_context() for _ in items]  # one each: no two threads may be in the same
+        return list(self._pool.map(lambda context, item: context.run(call, item), contexts, items))
 
     def close(self) -> None:
         """End the threads; work not yet begun is dropped."""

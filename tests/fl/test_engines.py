@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from fedsynsam.fl.data import Dataset, dataset_from_arrays
 from fedsynsam.fl.engine import Choice, choose, groups
 from fedsynsam.fl.flat import FlatModel, RowBatch, flat_weights
 from fedsynsam.fl.models import build_model
-from fedsynsam.fl.perturbation import FixedSet, FreshData, LocalGradient, NoPerturbation, PreviousUpdate
+from fedsynsam.fl.perturbation import Consensus, FixedSet, FreshData, LocalGradient, NoPerturbation, PreviousUpdate
 from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.steps import Steps
 from fedsynsam.fl.workers import Worker
@@ -136,6 +137,7 @@ def sources(dataset: Dataset, weights: torch.Tensor) -> dict:
         "mixed": FixedSet(shared, 0.5),
         "once": FixedSet(shared, 0.5, once=True),
         "oracle": FreshData(Steps(dataset, draws)),
+        "consensus": Consensus(0.01 * weights.expand(3, -1), 0.02 * weights, 0.1),
     }
 
 
@@ -165,16 +167,20 @@ def test_a_local_round_is_the_same_in_every_engine(tiny_dataset: Dataset, kind) 
         close(losses[row : row + 1], loss, 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["none", "local", "previous", "mixed", "once", "oracle"])
+@pytest.mark.parametrize("kind", ["none", "local", "previous", "mixed", "once", "oracle", "consensus"])
 def test_a_recording_replays_the_next_rounds(tiny_dataset: Dataset, kind) -> None:
-    """With a recorder that repeats the call: what a graph would read must be the recording's own tensors."""
+    """With a recorder that repeats the call: what a graph would read must be the recording's own tensors.
+
+    Like a graph it does not keep them alive.
+    """
     module = build_model("mlp", tiny_dataset.image_shape, 3, seed=0)
     start = flat_weights(module)
     calls = []
 
     def record(call):
-        calls.append(call)
-        return call
+        weak = weakref.ref(call)
+        calls.append(weak)
+        return lambda: weak()()
 
     worker, plain = Worker(module, CPU, "batched"), Worker(module, CPU, "batched")
     worker._recorder = Recorder(record)
@@ -183,10 +189,9 @@ def test_a_recording_replays_the_next_rounds(tiny_dataset: Dataset, kind) -> Non
         correction = Correction(constant=weights.expand(3, -1))
         work = local_round(tiny_dataset, sources(tiny_dataset, weights)[kind], correction)
         kept = [tensor.clone() for tensor in [weights, *work.tensors()]]
-        updates, losses = worker.train(weights, work, OPTIONS)
-        expected, expected_losses = plain.train(weights, work, OPTIONS)
-        assert torch.equal(updates, expected)
-        assert torch.equal(losses, expected_losses)
+        got, expected = worker.train(weights, work, OPTIONS), plain.train(weights, work, OPTIONS)
+        assert len(got) == (3 if kind == "consensus" else 2)
+        assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
         for before, now in zip(kept, [weights, *work.tensors()], strict=True):
             assert torch.equal(before, now), "a recording must not write into the caller's tensors"
     assert len(calls) == 1

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device"),
 ]
-KINDS = ["none", "local", "previous", "synthetic", "mixed", "once", "oracle"]
+KINDS = ["none", "local", "previous", "synthetic", "mixed", "once", "oracle", "consensus"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +40,26 @@ def test_a_local_round_is_that_of_the_cpu(tiny_dataset: Dataset, kind, engine, c
         weights = start + 0.01 * number
         constant = 0.01 * weights.expand(3, -1)
         work = local_round(tiny_dataset, sources(tiny_dataset, weights)[kind], Correction(0.5, 0.2, constant))
-        expected, expected_losses = Worker(module, torch.device("cpu"), "batched").train(weights, work, OPTIONS)
+        expected = Worker(module, torch.device("cpu"), "batched").train(weights, work, OPTIONS)
         on_gpu = weights.to(device)
         correction = Correction(0.5, 0.2, constant.to(device))
         work = local_round(data, sources(data, on_gpu)[kind], correction)
-        updates, losses = worker.train(on_gpu, work, OPTIONS)
+        for got, wanted in zip(worker.train(on_gpu, work, OPTIONS), expected, strict=True):
+            close(got.cpu(), wanted, 1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_recording_on_another_device_than_the_first(tiny_dataset: Dataset) -> None:
+    module, device = build_model("mlp", tiny_dataset.image_shape, 3, seed=0), torch.device("cuda", 1)
+    data, start = tiny_dataset.to(device), flat_weights(module)
+    worker = Worker(module, device, "batched", capture=True)
+    for number in range(3):
+        weights = start + 0.01 * number
+        work = local_round(tiny_dataset, sources(tiny_dataset, weights)["local"])
+        expected, _ = Worker(module, torch.device("cpu"), "batched").train(weights, work, OPTIONS)
+        on_gpu = weights.to(device)
+        updates, _ = worker.train(on_gpu, local_round(data, sources(data, on_gpu)["local"]), OPTIONS)
         close(updates.cpu(), expected, 1e-4)
-        close(losses.cpu(), expected_losses, 1e-4)
 
 
 @pytest.mark.parametrize("engine", ["sequential", "batched", "unfold"])

@@ -32,9 +32,17 @@ def same(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     return torch.equal(actual.cpu().flatten().view(torch.uint8), expected.flatten().view(torch.uint8))
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("rows", "n", "bucket"), [(1, 1, 512), (3, 4099, 512), (64, 20_000, 64), (2, 70_001, 4096)])
+SHAPES = [(1, 1, 512), (3, 4099, 512), (64, 20_000, 64), (2, 70_001, 4096)]
+# Triton compiles a kernel for each case below, a second each: not every type with every width.
+THIN = [(torch.float32, bits) for bits in (1, 2, 4, 8)] + [(dtype, 4) for dtype in DTYPES[1:]]
+KINDS = {"cuda": list(itertools.product(DTYPES, (1, 2, 4, 8))), "triton": THIN}
+
+
+@pytest.mark.parametrize(
+    ("use", "dtype", "bits"), [(name, *kind) for name, kinds in KINDS.items() for kind in kinds], indirect=["use"],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize(("rows", "n", "bucket"), SHAPES)
 def test_codes_equal_the_reference(use, rows, n, bucket, dtype, bits):
     torch.manual_seed(n)
     update, residual, seeds = torch.randn(rows, n).to(dtype), torch.randn(rows, n), torch.arange(rows) - 1

@@ -174,14 +174,15 @@ def test_little_memory_beyond_the_outputs(gpu, used):
     """At most a twentieth of a float32 matrix of the rows, whatever the inputs are."""
     inputs = drawn(used, 6, gpu)
     results = tensors(used.call(*inputs))
-    taken = sum(-(-result.untyped_storage().nbytes() // 512) * 512 for result in results)
+    taken = sum(result.untyped_storage().nbytes() for result in results)
     del results
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    # what is asked for: blocks of the allocator may be a megabyte larger
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     held = used.call(*inputs)
-    extra = torch.cuda.max_memory_allocated() - before - taken
+    extra = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before - taken
     del held
     assert extra <= 0.05 * 4 * ROWS * N
 

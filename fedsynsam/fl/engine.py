@@ -34,9 +34,7 @@ from fedsynsam.fl.workers import Worker
 Item = TypeVar("Item")
 SECONDS = 0.3  # for measuring one engine, after a warm-up
 MARGIN = 0.9  # another engine is taken if it needs less than this share of the sequential one's time
-MEMORY = (
-    0.4  # of the free memory of a GPU that a group may take: two sizes of groups may be recorded, each with its own
-)
+MEMORY = 0.4  # of a GPU's free memory that a group may take; groups of two sizes may be recorded, each with its own
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ def largest_eigenvalues(
         if exhausted or settled or len(alphas) == most:
             if not (exhausted or settled):
                 warnings.warn(
-                    f"the {count} largest eigenvalues did not settle in {most} products with the Hessian: the last ones "
-                    f"may be wrong by {float(errors.max()):.2g}", stacklevel=2,
+                    f"the {count} largest eigenvalues did not settle in {most} products with the Hessian; the last may "
+                    f"be wrong by {float(errors.max()):.2g}", stacklevel=2,
                 )  # fmt: skip
             return [float(value) for value in values[::-1][:count]]
         betas.append(beta)

@@ -63,7 +63,7 @@ class StoredSet:
 
 
 def as_pixels(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Normalised images [N, C, H, W] as brightness: 0 at `low`, 1 at `high`, both [C]; a channel of one brightness: 0."""
+    """Normalised images [N, C, H, W] as brightness, 0 at `low` and 1 at `high`, both [C]; 0 where these are equal."""
     low, high = low.view(-1, 1, 1), high.view(-1, 1, 1)
     return (images - low) / torch.where(high > low, high - low, torch.inf)
 

@@ -89,7 +89,7 @@ def why_not(name: str) -> str | None:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every operation inside the `with` block on backend `name`.
+    """Run every operation inside the `with` block on backend `name`; threads that are started in it are not inside.
 
     Raises BackendError at once if the backend is unknown or unusable here; a call inside the block whose
     tensors lie on a device that the backend does not serve raises BackendError too.

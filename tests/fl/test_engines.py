@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
+import fedsynsam as fs
 from fedsynsam.errors import ConfigError
 from fedsynsam.fl import engine as engines
 from fedsynsam.fl.batched import BatchedModel, UnfoldConv2d, unfold_convolutions
@@ -24,7 +25,8 @@ from fedsynsam.fl.models import build_model
 from fedsynsam.fl.perturbation import Consensus, FixedSet, FreshData, LocalGradient, NoPerturbation, PreviousUpdate
 from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.steps import Steps
-from fedsynsam.fl.workers import Worker
+from fedsynsam.fl.workers import Worker, WorkerPool
+from fedsynsam.ops import backend
 
 CPU = torch.device("cpu")
 SHAPES = {"cnn": (1, 16, 16), "mlp": (1, 8, 8), "resnet18": (3, 8, 8)}
@@ -198,6 +200,17 @@ def test_a_recording_replays_the_next_rounds(tiny_dataset: Dataset, kind) -> Non
     other = LocalRound(Steps(tiny_dataset, [np.zeros((4, 6), int)] * 2), NoPerturbation(), Correction())
     worker.train(start, other, OPTIONS)
     assert len(calls) == 2, "other shapes need a recording of their own"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_backend_that_the_caller_uses_holds_in_the_threads(tiny_dataset: Dataset, threads) -> None:
+    module = build_model("mlp", tiny_dataset.image_shape, 3, seed=0)
+    pool = WorkerPool(lambda: Worker(module, CPU), threads)
+    with fs.use_backend("reference"):
+        assert pool.map(lambda worker, item: backend.choose("topk", CPU), [0, 1, 2]) == ["reference"] * 3
+    usual = backend.choose("topk", CPU)
+    assert pool.map(lambda worker, item: backend.choose("topk", CPU), [0, 1, 2]) == [usual] * 3
+    pool.close()
 
 
 def test_groups() -> None:

@@ -48,6 +48,8 @@ class BuildExtension(build_ext):
         self.record: dict[str, Any] = {"extension": False, "cuda": None, "openmp": False, "notes": []}
 
     def run(self) -> None:
+        for extension in self.extensions:  # an older library would be loaded in the place of one that failed
+            Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
         super().run()
         folder = ROOT / "fedsynsam" if self.inplace else Path(self.build_lib, "fedsynsam")
         folder.mkdir(parents=True, exist_ok=True)

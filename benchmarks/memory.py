@@ -8,7 +8,7 @@ ones, or wrong in their last byte. `times` = peak over the manifest's size, 4 by
     3 · 4n + 128 · (characters of the layout) + 8 MiB
 
 The middle term is for the header, which is read before it is known to be right. `inspect`, which knows no manifest,
-is held to 3 times the length of the bytes and 128 times the longest header.
+is held to 3 times the length of the bytes, 4 bytes for each index that is sent, and 128 times the longest header.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ class Case:
     name: str
     blob: bytes
     like: Manifest | None
+    indices: int = 0  # that are sent, where they are inspected
 
     @property
     def bound(self) -> int:
         """The most bytes that may be allocated."""
         if self.like is None:
-            return FACTOR * len(self.blob) + HEADER_FACTOR * MAX_HEADER_LENGTH
+            return FACTOR * len(self.blob) + 4 * self.indices + HEADER_FACTOR * MAX_HEADER_LENGTH
         return FACTOR * self.size + HEADER_FACTOR * len(self.like.layout) + CONSTANT
 
     @property
@@ -129,6 +130,9 @@ def cases(n: int) -> Iterator[Case]:
         yield from (Case(f"{kind}; {name}", blob, like) for kind, blob in headers(like))
     like = Manifest((("w", (MIB,)),))
     yield from (Case(f"inspect: {kind}", blob, None) for kind, blob in headers(like))
+    many = Manifest((("w", (8 * n,)),))  # each index of these takes two bits
+    dense = ((kind, blob) for kind, blob in bodies("topk:1+quantize:1[bucket=65536]", many))
+    yield from (Case(f"inspect, dense: {kind}", blob, None, many.num_elements) for kind, blob in dense)
     wide = Manifest((("w" * (MIB - 8192), (1,)),))  # the longest header that inspect reads
     yield from (Case(f"inspect, longest: {kind}", blob, None) for kind, blob in headers(wide))
     fuzzer = fuzzing()

@@ -10,6 +10,7 @@ from .errors import (
     FedSynSamError,
     NonFiniteError,
     PayloadError,
+    RankError,
     SpecError,
     StateError,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Payload",
     "PayloadError",
     "Quantize",
+    "RankError",
     "SpecError",
     "State",
     "StateError",

@@ -10,6 +10,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/large_output.h"
+#include "cpu/parallel.h"
 #include "fedsynsam.h"
 #include "numerics/quantize.h"
 
@@ -193,9 +194,11 @@ void aggregate_codes_cpu(const CodesPayload* payloads, const float* weights, int
   const int64_t tiles = (buckets + per_tile - 1) / per_tile;
   const int used = n * (count + 1) < kSerialCodes ? 1 : threads;
   const bool streaming = is_large_output(out, n);
+  std::vector<std::vector<float>> scratch(static_cast<size_t>(used),
+                                          std::vector<float>(static_cast<size_t>(per_tile * coding.bucket)));
 #pragma omp parallel num_threads(used)
   {
-    std::vector<float> total(static_cast<size_t>(per_tile * coding.bucket));
+    std::vector<float>& total = scratch[static_cast<size_t>(thread_number())];
 #pragma omp for schedule(static)
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = tile * per_tile, last = std::min(buckets, first + per_tile);

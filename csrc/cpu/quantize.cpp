@@ -11,6 +11,7 @@
 #include "cpu/draw.h"
 #include "cpu/isa.h"
 #include "cpu/large_output.h"
+#include "cpu/parallel.h"
 #include "fedsynsam.h"
 #include "numerics/element.h"
 
@@ -277,9 +278,10 @@ void quantize_cpu(const QuantizeArgs& args, int threads) {
   const bool streaming = is_large_output(args.new_residual, args.rows * args.n);
   const int used = args.rows * args.n < kSerial ? 1 : threads;
   std::fill_n(args.nonfinite, args.rows, false);
+  std::vector<Bucket> scratch(static_cast<size_t>(used), Bucket(args.coding.bucket));
 #pragma omp parallel num_threads(used)
   {
-    Bucket bucket(args.coding.bucket);
+    Bucket& bucket = scratch[static_cast<size_t>(thread_number())];
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < total; ++i) {
       if (!quantize_bucket(args, i / buckets, i % buckets, buckets, bucket, streaming)) {
@@ -299,9 +301,11 @@ void dequantize_cpu(const uint8_t* codes, const float* scales, int64_t rows, int
   const int64_t buckets = bucket_count(n, coding.bucket), bytes = coding.bucket * coding.bits / 8;
   const bool streaming = is_large_output(out, rows * n);
   const int used = rows * n < kSerial ? 1 : threads;
+  std::vector<std::vector<float>> scratch(static_cast<size_t>(used),
+                                          std::vector<float>(static_cast<size_t>(coding.bucket)));
 #pragma omp parallel num_threads(used)
   {
-    std::vector<float> values(static_cast<size_t>(coding.bucket));
+    std::vector<float>& values = scratch[static_cast<size_t>(thread_number())];
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows * buckets; ++i) {
       const int64_t row = i / buckets, begin = i % buckets * coding.bucket;

@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
     console.print(f"{dense / info.wire_bytes:.1f} x smaller than {dense} bytes of dense float32")
     tensors = Table("tensor", "shape", box=None, padding=(0, 2, 0, 0))
     for name, shape in info.manifest.entries:
-        tensors.add_row(Text(name or "(unnamed)"), " x ".join(map(str, shape)) or "scalar")
+        shown = name if name.isprintable() else repr(name)  # a terminal obeys what a hostile name may hold
+        tensors.add_row(Text(shown or "(unnamed)"), " x ".join(map(str, shape)) or "scalar")
     console.print(tensors)
     return 0

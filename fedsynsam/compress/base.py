@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, NonFiniteError, StateError
 from ..ops.seeds import row_seed
-from ..wire.manifest import Manifest, Update, detached, display
+from ..wire.manifest import Like, Manifest, Update, detached, display
 from ..wire.payload import Payload
 from ..wire.plan import Plan, plan_of
 from ..wire.spec import Stage, checked_stage, spell
@@ -59,8 +59,10 @@ class Compressor(ABC):
     def __str__(self) -> str:
         return self.spec
 
-    def init(self, update: Update) -> State:
+    def init(self, update: Like) -> State:
         """Return the state before the first update: for tensors like those of `update`, nothing left unsent.
+
+        `update` is an update, a module, whose parameters are meant, or a Manifest.
 
         Raises ArgumentError naming a tensor that cannot be compressed (not floating-point, not dense).
         """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops.seeds import row_seed
-from ..wire.manifest import Update
+from ..wire.manifest import Like, Update
 from .base import Compressor
 from .compressors import compressor
 
@@ -16,16 +16,15 @@ class Uplink:
     """Turns one sender's updates into bytes and keeps what they leave unsent.
 
         uplink = fs.Uplink("topk:0.01", like=model, seed=client_id)
-        blob = uplink.encode(update)  # the receiver: fs.Payload.decode(blob, like=update)
+        blob = uplink.encode(update)  # the receiver: fs.Payload.decode(blob, like=model)
 
-    `like` is an update, or a module whose parameters the updates are for. Give every sender its own `seed`. Save
-    `state_dict()` (tensors by name, as safetensors keeps them) and load it after a restart: nothing is lost then.
+    `like` is an update, a module whose parameters the updates are for, or a Manifest. Give every sender its own `seed`.
+    Save `state_dict()` (tensors by name, as safetensors keeps them) and load it after a restart: nothing is lost then.
     """
 
-    def __init__(self, spec: str | Compressor, like: Update | nn.Module, *, seed: int = 0) -> None:
+    def __init__(self, spec: str | Compressor, like: Like, *, seed: int = 0) -> None:
         self.compressor = compressor(spec) if isinstance(spec, str) else spec
-        shapes = dict(like.named_parameters()) if isinstance(like, nn.Module) else like
-        self._state = self.compressor.init(shapes)
+        self._state = self.compressor.init(like)
         self._seed = row_seed(seed, 0, 0)
 
     def encode(self, update: Update) -> bytes:

@@ -11,7 +11,8 @@ hook pays where a payload is much smaller than the gradient, and ranks are few o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class DDPState:
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._states: dict[tuple[str, ...], State] = {}  # names of a bucket's parameters, in its order -> its state
         self._before: dict[tuple[str, ...], State] = {}  # the same before the last step
+        self._spoilt = False  # whether a bucket of the last step became NaN, so that nobody uses the step
         self._loaded: dict[str, Tensor] = {}  # residuals that no bucket has taken over yet
         self._step = 0  # of the next new bucket
 
@@ -51,6 +53,7 @@ class DDPState:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return `residual/<name>` (float32, the parameter's shape) for all that were trained, and `step`; copies."""
+        self.settle()
         tensors = {key: tensor.clone() for key, tensor in self._loaded.items()}
         for state in self._states.values():
             tensors |= state.state_dict()
@@ -76,7 +79,20 @@ class DDPState:
                 raise StateError(f"the state holds {key!r}, but {self.compressor} keeps no residual")
             name = key.removeprefix("residual/")
             loaded[key] = checked_residual(name, tensor, tuple(parameter.shape)).view(parameter.shape).clone()
-        self._loaded, self._step, self._states, self._before = loaded, step, {}, {}
+        self._loaded, self._step, self._states, self._before, self._spoilt = loaded, step, {}, {}, False
+
+    def rescale(self, factor: float) -> None:
+        """Multiply all residuals by `factor`: by new scale / old scale when the scale of the loss has changed.
+
+        Raises ArgumentError unless `factor` is finite and positive.
+        """
+        if not 0 < factor < math.inf:
+            raise ArgumentError(f"factor is {factor}; expected a finite number above 0")
+        self.settle()
+        if factor != 1:
+            for state in self._states.values():
+                state.residual = None if state.residual is None else state.residual * factor
+            self._loaded = {name: tensor * factor for name, tensor in self._loaded.items()}
 
     def compress(self, gradients: dict[str, Tensor], seed: int) -> Payload:
         """Compress a bucket's gradients on top of their residuals."""
@@ -87,10 +103,15 @@ class DDPState:
         payload, self._states[key] = self.compressor.compress(gradients, self._states[key], seed=seed)
         return payload
 
-    def undo(self, names: Iterable[str]) -> None:
-        """Take back the last `compress` of the bucket with these parameters: what it sent was not used."""
-        key = tuple(names)
-        self._states[key] = self._before[key]
+    def spoil(self) -> None:
+        """Note that a bucket of this step is NaN: the step is skipped, and what any bucket sent is not used."""
+        self._spoilt = True
+
+    def settle(self) -> None:
+        """Between steps: take back what every bucket sent, if the last step was spoilt."""
+        if self._spoilt:
+            self._states |= self._before
+        self._spoilt = False
 
     def name_of(self, parameter: Tensor) -> str:
         """Return the name of a parameter; ArgumentError if the state was made for another model."""
@@ -119,8 +140,10 @@ def ddp_hook(state: DDPState, bucket: dist.GradBucket) -> torch.futures.Future[T
     """Replace the bucket's gradients by the mean over ranks of what the ranks' payloads hold.
 
     A gradient with NaN or infinity on one rank (as loss scaling makes them) gives NaN in that bucket on all ranks, so
-    that all of them skip the step; every residual of that bucket is then as it was.
+    that all of them skip the step; every residual is then as it was before the step.
     """
+    if bucket.index() == 0:  # of the next step: buckets come in order
+        state.settle()
     buffer, rank, size = bucket.buffer(), dist.get_rank(state.group), dist.get_world_size(state.group)
     names = [state.name_of(parameter) for parameter in bucket.parameters()]
     gradients = dict(zip(names, bucket.gradients(), strict=True))
@@ -136,7 +159,7 @@ def ddp_hook(state: DDPState, bucket: dist.GradBucket) -> torch.futures.Future[T
             _write_mean(gradients, blobs, state.compressor.spec)
         # the same on all ranks: a payload that is not there, or a mean that float16 cannot hold
         if not all(map(any, blobs)) or (buffer.dtype == torch.float16 and not bool(torch.isfinite(buffer).all())):
-            state.undo(gradients)
+            state.spoil()
             buffer.fill_(torch.nan)
         return buffer
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from ..kernels.reference import aggregate as reference
 from . import backend
 from .arguments import check_apart, check_tensor, check_written
 from .extension import launch, loaded
-from .library import register
+from .library import nothing, register
 from .quantize_arguments import (
     bucket_count,
     check_accumulate,
@@ -178,17 +177,13 @@ def _codes_new(codes: list[Tensor], scales: list[Tensor], weights: Tensor, n: in
     return out
 
 
-def _nothing(*arguments: Any) -> None:
-    """Fake of an operator that only writes into its arguments."""
-
-
 _sparse = register(
     "aggregate_sparse(Tensor[] indices, Tensor[] values, Tensor weights, SymInt n) -> Tensor", _sparse_new, _empty
 )
 _sparse_out = register(
     "aggregate_sparse_out(Tensor[] indices, Tensor[] values, Tensor weights, bool accumulate, Tensor(a!) out) -> ()",
     _sparse_into,
-    _nothing,
+    nothing,
 )
 _codes = register(
     "aggregate_codes(Tensor[] codes, Tensor[] scales, Tensor weights, SymInt n, int bits, int bucket) -> Tensor",
@@ -199,5 +194,5 @@ _codes_out = register(
     "aggregate_codes_out(Tensor[] codes, Tensor[] scales, Tensor weights, int bits, int bucket, bool accumulate,"
     " Tensor(a!) out) -> ()",
     _codes_into,
-    _nothing,
+    nothing,
 )

@@ -1,6 +1,6 @@
 """Which implementations ("backends") of the operations exist here, and which one a call uses.
 
-Backends: `reference` (plain PyTorch, any device), `cpu` (the C++ extension), `triton` and `cuda` (GPU).
+Backends: `reference` (plain PyTorch, on a CPU and on CUDA), `cpu` (the C++ extension), `triton` and `cuda` (GPU).
 A call takes the fastest usable backend for its tensors' device unless `use_backend` names another; a backend
 that cannot serve raises `BackendError` with the reason. Nothing ever falls back silently: where the extension
 was not built, `reference` *is* the default of the CPU, and `fedsynsam info` says so.

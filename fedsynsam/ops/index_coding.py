@@ -8,7 +8,7 @@ kernels/reference/index_coding.py is the definition of the words; all backends g
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..kernels.reference import index_coding as reference
 from . import backend
 from .arguments import check_apart, check_output, check_outputs, check_rows
 from .extension import launch, loaded
-from .library import register
+from .library import nothing, register
 from .topk_arguments import MAX_ELEMENTS, check_count
 
 # ---- public functions ----
@@ -150,14 +150,10 @@ def _decode_new(words: Tensor, n: int, k: int) -> tuple[Tensor, ...]:
     return outputs
 
 
-def _nothing(*arguments: Any) -> None:
-    """Fake of an operator that only writes into its arguments."""
-
-
 # n and k are int, not SymInt: the length of a stream has a logarithm in it, which a traced shape cannot express.
 _encode = register("encode_indices(Tensor indices, int n) -> Tensor", _encode_new, _encode_empty)
-_encode_out = register("encode_indices_out(Tensor indices, int n, Tensor(a!) out) -> ()", _encode_into, _nothing)
+_encode_out = register("encode_indices_out(Tensor indices, int n, Tensor(a!) out) -> ()", _encode_into, nothing)
 _decode = register("decode_indices(Tensor words, int n, int k) -> (Tensor, Tensor)", _decode_new, _decode_empty)
 _decode_out = register(
-    "decode_indices_out(Tensor words, int n, Tensor(a!) indices, Tensor(b!) valid) -> ()", _decode_into, _nothing
+    "decode_indices_out(Tensor words, int n, Tensor(a!) indices, Tensor(b!) valid) -> ()", _decode_into, nothing
 )

@@ -24,6 +24,10 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
     return getattr(torch.ops.fedsynsam, name).default
 
 
+def nothing(*arguments: Any) -> None:
+    """Fake of an operator that only writes into its arguments."""
+
+
 def _noting_writes(schema: str, implementation: Callable[..., Any]) -> Callable[..., Any]:
     """The implementation, which tells autograd of the tensors that the schema says it writes.
 

@@ -25,7 +25,7 @@ from ..kernels.reference import quantize as reference
 from . import backend
 from .arguments import DTYPES, check_apart, check_outputs, check_rows, check_tensor, check_written
 from .extension import address, launch, loaded
-from .library import register
+from .library import nothing, register
 from .quantize_arguments import (
     NORMS,
     ROUNDINGS,
@@ -213,17 +213,13 @@ def _dequantize_new(codes: Tensor, scales: Tensor, n: int, bits: int, bucket: in
     return out
 
 
-def _nothing(*arguments: Any) -> None:
-    """Fake of an operator that only writes into its arguments."""
-
-
 _ARGUMENTS = "Tensor update, Tensor seeds, Tensor? residual, int bits, int bucket, str norm, str rounding"
 _quantize = register(f"quantize({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)", _quantize_new, _empty)
 _quantize_out = register(
     f"quantize_out({_ARGUMENTS}, Tensor(a!) codes, Tensor(b!) scales, Tensor(c!) new_residual,"
     " Tensor(d!) nonfinite) -> ()",
     _quantize_into,
-    _nothing,
+    nothing,
 )
 _dequantize = register(
     "dequantize(Tensor codes, Tensor scales, SymInt n, int bits, int bucket) -> Tensor",
@@ -233,5 +229,5 @@ _dequantize = register(
 _dequantize_out = register(
     "dequantize_out(Tensor codes, Tensor scales, int bits, int bucket, Tensor(a!) out) -> ()",
     _dequantize_into,
-    _nothing,
+    nothing,
 )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_written
-from .library import register
+from .library import nothing, register
 from .sam_arguments import check_direction, check_norm, check_perturb, check_step
 from .sam_backends import norm_into, perturb_into, step_into
 
@@ -135,17 +135,11 @@ def _functional(fill: Callable[..., None], empty: Callable[..., Tensor]) -> Call
     return run
 
 
-def _nothing(*arguments: Any) -> None:
-    """Fake of an operator that only writes into its arguments."""
-
-
 _DIRECTION = "Tensor weights, Tensor gradient, Tensor? synthetic"
 _norm = register(
     f"sam_norm({_DIRECTION}, float beta, bool adaptive) -> Tensor", _functional(norm_into, _norm_fake), _norm_fake
 )
-_norm_out = register(
-    f"sam_norm_out({_DIRECTION}, float beta, bool adaptive, Tensor(a!) out) -> ()", norm_into, _nothing
-)
+_norm_out = register(f"sam_norm_out({_DIRECTION}, float beta, bool adaptive, Tensor(a!) out) -> ()", norm_into, nothing)
 _perturb = register(
     f"sam_perturb({_DIRECTION}, Tensor? norm, float rho, float beta, bool adaptive) -> Tensor",
     _functional(perturb_into, _perturb_fake),
@@ -154,11 +148,11 @@ _perturb = register(
 _perturb_out = register(
     f"sam_perturb_out({_DIRECTION}, Tensor? norm, float rho, float beta, bool adaptive, Tensor(a!) out) -> ()",
     perturb_into,
-    _nothing,
+    nothing,
 )
 _step = register(
     "sam_step(Tensor(a!) weights, Tensor gradient, Tensor? correction, Tensor(b!)? momentum_buffer,"
     " float lr, float weight_decay, float momentum) -> ()",
     step_into,
-    _nothing,
+    nothing,
 )

@@ -20,7 +20,7 @@ from ..kernels.reference import topk as reference
 from . import backend
 from .arguments import DTYPES, check_apart, check_outputs
 from .extension import launch, loaded
-from .library import register
+from .library import nothing, register
 from .topk_arguments import (
     MAX_ELEMENTS,
     check_count,
@@ -190,18 +190,14 @@ def _chunk_topk_new(*arguments: Any) -> tuple[Tensor, ...]:
     return outputs
 
 
-def _nothing(*arguments: Any) -> None:
-    """Fake of an operator that only writes into its arguments."""
-
-
 _INPUTS = "Tensor update, Tensor? residual"
 _OUTPUTS = "Tensor(a!) indices, Tensor(b!) values, Tensor(c!) new_residual, Tensor(d!) nonfinite"
 _RESULT = "(Tensor, Tensor, Tensor, Tensor)"
 _topk = register(f"topk({_INPUTS}, SymInt k) -> {_RESULT}", _topk_new, _topk_empty)
-_topk_out = register(f"topk_out({_INPUTS}, SymInt k, {_OUTPUTS}) -> ()", _topk_into, _nothing)
+_topk_out = register(f"topk_out({_INPUTS}, SymInt k, {_OUTPUTS}) -> ()", _topk_into, nothing)
 _chunk_topk = register(
     f"chunk_topk({_INPUTS}, float density, int chunk) -> {_RESULT}", _chunk_topk_new, _chunk_topk_empty
 )
 _chunk_topk_out = register(
-    f"chunk_topk_out({_INPUTS}, float density, int chunk, {_OUTPUTS}) -> ()", _chunk_topk_into, _nothing
+    f"chunk_topk_out({_INPUTS}, float density, int chunk, {_OUTPUTS}) -> ()", _chunk_topk_into, nothing
 )

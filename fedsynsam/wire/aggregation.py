@@ -45,14 +45,17 @@ def normalised_weights(weights: Sequence[float] | None, count: int) -> list[floa
         raise ArgumentError(f"weights is a {type(weights).__name__}; expected a list of numbers, one for each payload")
     try:
         values = [float(weight) for weight in weights]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ArgumentError(f"weights must be numbers, one for each payload ({error})") from error
     if len(values) != count:
         raise ArgumentError(f"weights must be one for each of the {count} payloads, not {len(values)}")
     for position, value in enumerate(values):
         if not math.isfinite(value) or value < 0:
             raise ArgumentError(f"weights[{position}]={value} is wrong; weights must be finite and not negative")
-    total = math.fsum(values)
+    try:
+        total = math.fsum(values)
+    except OverflowError:  # finite numbers whose sum is not
+        total = math.inf
     if not 0 < total < math.inf:
         raise ArgumentError(f"weights sum to {total}; at least one must be positive, and their sum finite")
     return [value / total for value in values]

@@ -10,18 +10,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..ops.memory import empty_row
+from ..ops.topk_arguments import MAX_ELEMENTS
 
 Update: TypeAlias = Tensor | Mapping[str, Tensor]
+Like: TypeAlias = "Update | Manifest | nn.Module"  # what has the names and shapes of an update
 
-MAX_ELEMENTS = 2**31 - 1  # indices on the wire and in the kernels are 32-bit
 MAX_DIMENSIONS = 64
 MAX_LAYOUT_LENGTH = 2**20 - 4096  # leaves room for the rest of a header of at most 1 MiB
 
@@ -33,18 +34,20 @@ _SHAPE = re.compile(r"|(0|[1-9][0-9]{0,9})(x(0|[1-9][0-9]{0,9})){0,63}")
 class Manifest:
     """Names and shapes, in flat order. A bare tensor is a single entry with the empty name.
 
+    entries: pairs of a name and a shape; any sequences do. Raises ArgumentError naming the entry that is none.
     `layout` is the compact text form on the wire: `conv.weight:8x1x5x5,conv.bias:8`.
     """
 
     entries: tuple[tuple[str, tuple[int, ...]], ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "entries", tuple(map(_entry, self.entries)))
         seen: set[str] = set()
         for name, shape in self.entries:
             if name in seen:
                 raise ArgumentError(f"a manifest names {display(name)} twice")
             seen.add(name)
-            if len(shape) > MAX_DIMENSIONS or any(not isinstance(size, int) or size < 0 for size in shape):
+            if len(shape) > MAX_DIMENSIONS or any(type(size) is not int or size < 0 for size in shape):
                 raise ArgumentError(f"{display(name)} has the shape {shape}; "
                                     f"a shape is at most {MAX_DIMENSIONS} whole numbers ≥ 0")  # fmt: skip
         if "" in seen and len(seen) > 1:
@@ -57,14 +60,15 @@ class Manifest:
                                 f"a payload holds at most {MAX_LAYOUT_LENGTH}")  # fmt: skip
 
     @classmethod
-    def of(cls, update: Update | Manifest) -> Manifest:
-        """Return the manifest of a tensor, a dict of tensors, or a manifest (itself).
+    def of(cls, update: Like) -> Manifest:
+        """Return the manifest of a tensor, a dict of tensors, a module's parameters, or a manifest (itself).
 
         Raises ArgumentError naming the tensor for anything that is not a dense floating-point tensor with a
         non-empty string as its name.
         """
         if isinstance(update, Manifest):
             return update
+        update = _tensors_of(update)
         if isinstance(update, Tensor):
             return _manifest((("", _checked_shape("", update)),))
         if not isinstance(update, Mapping):
@@ -99,14 +103,18 @@ class Manifest:
             raise ArgumentError("the layout is not in its canonical form (percent-encoding of the names)")
         return manifest
 
-    def device_of(self, update: Update | Manifest) -> torch.device:
-        """Return the device of the update's tensors (the CPU if there are none); ArgumentError if they are several."""
+    def device_of(self, update: Like) -> torch.device:
+        """Return the device of the update's tensors; ArgumentError if they are several.
+
+        It is the CPU if there are no tensors, or only shapes of some (on the device `meta`).
+        """
         if isinstance(update, Manifest):
             return torch.device("cpu")
-        devices = {tensor.device for tensor in ([update] if isinstance(update, Tensor) else update.values())}
+        tensors = _tensors_of(update)
+        devices = {tensor.device for tensor in ([tensors] if isinstance(tensors, Tensor) else tensors.values())}
         if len(devices) > 1:
             raise ArgumentError(f"the tensors lie on several devices: {', '.join(sorted(map(str, devices)))}")
-        return devices.pop() if devices else torch.device("cpu")
+        return torch.device("cpu") if devices <= {torch.device("meta")} else devices.pop()
 
     def flatten(self, update: Update) -> Tensor:
         """Return the tensors as one new contiguous row [n] (bf16, f16 if all are; else f32), detached."""
@@ -153,6 +161,22 @@ def detached(tensor: Tensor) -> Tensor:
     """Return the values as the operations take them: outside autograd, plainly in memory, float32 if not shorter."""
     plain = tensor.detach().resolve_neg()
     return plain if plain.dtype in _DTYPES_OF_OPS else plain.to(torch.float32)
+
+
+def _tensors_of(like: Update | nn.Module) -> Update:
+    return dict(like.named_parameters()) if isinstance(like, nn.Module) else like
+
+
+def _entry(entry: Any) -> tuple[str, tuple[int, ...]]:
+    """A pair of a name and a shape as a manifest keeps it."""
+    try:
+        name, sizes = entry
+        shape = tuple(sizes)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"an entry of a manifest is a pair of a name and a shape, not {entry!r:.80}") from None
+    if not isinstance(name, str):
+        raise ArgumentError(f"tensor names must be strings, not {name!r:.80}")
+    return name, shape
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import ops
 from .container import VERSION, header_bytes
 from .decoding import decode_tensors
-from .manifest import Manifest, Update
+from .manifest import Like, Manifest
 from .plan import Plan, parse_plan
 from .spec import parse, spell
 
@@ -93,15 +93,13 @@ class Payload:
         return blob
 
     @classmethod
-    def decode(
-        cls, blob: bytes | bytearray | memoryview, like: Update | Manifest, spec: object | None = None
-    ) -> Payload:
+    def decode(cls, blob: bytes | bytearray | memoryview, like: Like, spec: object | None = None) -> Payload:
         """Return the payload that `blob` encodes, for an update like `like`.
 
-        `like` (an update, the model's tensors, or a Manifest) must have the names and shapes of the sender's update
-        in the same order; it fixes every size, so that a payload from an untrusted sender can neither crash the
-        receiver nor make it allocate more than `like` implies. The tensors go to the device of `like`'s tensors.
-        `spec`, a spec string or a compressor, demands that the sender used this one.
+        `like` (an update, a module, whose parameters are meant, or a Manifest) must have the names and shapes of the
+        sender's update in the same order; it fixes every size, so that a payload from an untrusted sender can neither
+        crash the receiver nor make it allocate more than `like` implies. The tensors go to the device of `like`'s
+        tensors. `spec`, a spec string or a compressor, demands that the sender used this one.
 
         Raises PayloadError naming what is wrong; what is returned is legal throughout (finite, in range, and
         encodes to the same bytes). ArgumentError for a wrong `like` or type of `blob`, SpecError for a wrong `spec`.
@@ -118,7 +116,8 @@ class Payload:
     def inspect(blob: bytes | bytearray | memoryview) -> PayloadInfo:
         """Return what a payload of unknown origin says of itself, as strictly checked as by `decode`.
 
-        The layout comes from the payload itself; nothing larger than the blob (and one bucket) is allocated.
+        The layout comes from the payload itself; what is allocated is in proportion to the blob: 3 times its bytes and
+        4 bytes for each index, of which up to four come in a byte.
         Raises PayloadError naming what is wrong.
         """
         spec, manifest, tensors = decode_tensors(blob, None, None)
@@ -132,10 +131,6 @@ class Payload:
         sizes += [(s.name, s.dtype, s.nbytes) for s in self.plan.sections(self.num_elements)]
         sent = self.num_sent
         return [SectionInfo(name, dtype, size, 8 * size / sent if sent else 0.0) for name, dtype, size in sizes]
-
-    def values(self) -> Tensor:
-        """Return the values sent, float32 [num_sent], dequantized."""
-        return self._values_between(0, self.num_sent)
 
     def sent_parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (indices int32, values float32) of a sparse payload, at most 2^18 of them at a time.
@@ -166,7 +161,8 @@ class Payload:
             for indices, values in self.sent_parts():
                 row.index_copy_(0, indices.long(), values)
         else:
-            row = self.values().clone() if self.plan.bits is None else self.values()
+            row = self._values_between(0, self.num_sent)
+            row = row.clone() if self.plan.bits is None else row  # else it was made here
         return self.manifest.split(row)
 
     def _section_bytes(self, name: str) -> bytes:

@@ -166,6 +166,18 @@ def test_inspect_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert sum(int(rows[name][2]) for name in ("container", "indices", "codes", "scales")) == len(blob)
 
 
+def test_inspect_shows_a_hostile_name_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    update = {"\x1b]0;owned\x07\x1b[2Jw": torch.ones(3), "größe": torch.ones(2)}
+    compressor = fs.compressor("none")
+    (tmp_path / "payload").write_bytes(compressor.compress(update, compressor.init(update), seed=1)[0].encode())
+    assert main(["inspect", str(tmp_path / "payload")]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\x07" not in printed
+    assert r"'\x1b]0;owned\x07\x1b[2Jw'" in printed
+    assert "\ngröße" in printed
+
+
 def test_module_and_script_are_the_same_command() -> None:
     done = subprocess.run([sys.executable, "-m", "fedsynsam", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"fedsynsam {fs.__version__}"

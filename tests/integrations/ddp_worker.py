@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import sys
 from datetime import timedelta
@@ -137,6 +138,50 @@ def nan_on_one_rank_stops_nobody(rank: int, size: int) -> None:
     assert flat(parallel).isfinite().all()
 
 
+def nan_in_one_bucket_takes_back_the_others(rank: int, size: int) -> None:
+    parallel, state = wrapped("topk:0.05")
+    train(parallel, rank, range(3))
+    assert state is not None
+    assert len(state._states) > 1, "there is only one bucket: the test shows nothing"
+    before = state.state_dict()
+    first = next(parallel.module.parameters())
+    handle = first.register_hook(lambda gradient: gradient * (float("nan") if rank == 0 else 1.0))
+    images, labels = batch(rank, 3)
+    nn.functional.cross_entropy(parallel(images), labels).backward()
+    handle.remove()
+    assert first.grad.isnan().all()
+    assert not list(parallel.parameters())[-1].grad.isnan().any()
+    parallel.zero_grad()
+    after = copy.deepcopy(state).state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    train(parallel, rank, range(4, 5))  # takes it back itself
+    again, other = wrapped("topk:0.05")
+    assert other is not None
+    train(again, rank, range(3))
+    train(again, rank, range(4, 5))
+    assert torch.equal(flat(parallel), flat(again))
+    assert all(torch.equal(other.state_dict()[key], tensor) for key, tensor in state.state_dict().items())
+
+
+def a_residual_follows_the_scale_of_the_loss(rank: int, size: int) -> None:
+    """Powers of two are exact: scaled gradients, rescaled residuals, the same training."""
+    plain, _ = wrapped("topk:0.05")
+    scaled, state = wrapped("topk:0.05")
+    assert state is not None
+    train(plain, rank, range(6))
+    optimizer, scale = torch.optim.SGD(scaled.parameters(), lr=0.1), 1024.0
+    for step in range(6):
+        images, labels = batch(rank, step)
+        optimizer.zero_grad()
+        (scale * nn.functional.cross_entropy(scaled(images), labels)).backward()
+        for parameter in scaled.parameters():
+            parameter.grad /= scale
+        optimizer.step()
+        state.rescale(0.25)
+        scale /= 4
+    assert torch.equal(flat(plain), flat(scaled))
+
+
 def a_mean_beyond_float16_stops_nobody(rank: int, size: int) -> None:
     """Residuals are float32: what float16 cannot hold any more stays in them, and the step is skipped."""
     inner = nn.Linear(4, 4, bias=False).half()
@@ -158,6 +203,8 @@ SCENARIOS = {
         nothing_is_lost,
         a_restart_loses_nothing,
         nan_on_one_rank_stops_nobody,
+        nan_in_one_bucket_takes_back_the_others,
+        a_residual_follows_the_scale_of_the_loss,
         a_mean_beyond_float16_stops_nobody,
     )
 }

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
         ("nothing_is_lost", 2),
         ("a_restart_loses_nothing", 2),
         ("nan_on_one_rank_stops_nobody", 4),
+        ("nan_in_one_bucket_takes_back_the_others", 2),
+        ("a_residual_follows_the_scale_of_the_loss", 2),
         ("a_mean_beyond_float16_stops_nobody", 2),
     ],
 )
@@ -70,6 +72,9 @@ def test_state_belongs_to_its_model() -> None:
             state.load_state_dict(good | {key: value})
     with pytest.raises(fs.StateError, match="quantize:4 keeps no residual"):
         fs.DDPState(nn.Linear(3, 2), "quantize:4").load_state_dict(good)
+    for factor in (0.0, float("nan"), float("inf")):
+        with pytest.raises(fs.ArgumentError, match="expected a finite number above 0"):
+            state.rescale(factor)
     state.state_dict()["residual/weight"].zero_()  # a copy
     assert torch.equal(state.state_dict()["residual/weight"], good["residual/weight"])
 

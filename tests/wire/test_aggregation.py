@@ -96,6 +96,8 @@ def test_errors():
         ((payloads, [1, float("nan")]), r"weights\[1\]=nan"),
         ((payloads, [float("inf"), 1]), r"weights\[0\]=inf"),
         ((payloads, [0, 0]), "weights sum to 0.0"),
+        ((payloads, [1.7e308, 1.7e308]), "weights sum to inf; .* their sum finite"),
+        ((payloads, [10**400, 1]), "weights must be numbers, one for each payload"),
         ((payloads, [1]), "one for each of the 2 payloads, not 1"),
     ):
         with pytest.raises(fs.ArgumentError, match=message):

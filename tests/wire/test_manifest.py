@@ -63,6 +63,49 @@ def test_flatten_copies():
     assert row.tolist() == [1] * 4
 
 
+def test_entries_may_be_any_sequences_and_are_kept_as_tuples():
+    manifest = fs.Manifest([["w", [100, 10]], ("b", torch.Size([100]))])
+    assert manifest.entries == (("w", (100, 10)), ("b", (100,)))
+    assert manifest == fs.Manifest((("w", (100, 10)), ("b", (100,))))
+    update = {"w": torch.zeros(100, 10), "b": torch.zeros(100)}
+    compressor = fs.compressor("topk:0.1")
+    blob = compressor.compress(update, compressor.init(manifest), seed=0)[0].encode()
+    assert fs.Payload.decode(blob, like=manifest).manifest == manifest
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"w": (3,)}, "tensor names must be strings|an entry of a manifest is a pair"),
+        ((("w", 3),), r"an entry of a manifest is a pair of a name and a shape, not \('w', 3\)"),
+        ((("w", (3,), 1),), "an entry of a manifest is a pair"),
+        (((1, (3,)),), "tensor names must be strings, not 1"),
+        ((("w", (True,)),), "whole numbers"),
+        ((("w", (2.0,)),), "whole numbers"),
+    ],
+)
+def test_entries_that_are_none(entries, words):
+    with pytest.raises(fs.ArgumentError, match=words):
+        fs.Manifest(entries)
+
+
+def test_a_module_stands_for_its_parameters_and_shapes_need_no_memory():
+    model = torch.nn.BatchNorm1d(4)
+    update = {name: torch.ones_like(tensor) for name, tensor in model.named_parameters()}
+    assert fs.Manifest.of(model) == fs.Manifest.of(update)
+    compressor = fs.compressor("topk:0.5")
+    with torch.device("meta"):
+        shapes = torch.nn.BatchNorm1d(4)
+    for like in (model, shapes, fs.Manifest.of(update)):
+        blob = fs.Uplink("topk:0.5", like=like, seed=0).encode(update)
+        payload, state = compressor.compress(update, compressor.init(like), seed=fs.row_seed(0, 0, 0))
+        assert state.residual.device.type == "cpu"
+        assert blob == payload.encode()
+        received = fs.Payload.decode(blob, like=like)
+        assert received.encode() == blob
+        assert received.decompress()["weight"].tolist() == [1] * 4
+
+
 def test_bounds():
     with pytest.raises(fs.ArgumentError, match="too large for one payload"):
         fs.Manifest((("w", (2**31,)),))

@@ -42,6 +42,15 @@ class Memory:
         return True
 
 
+def node_number(context: Context) -> int | None:
+    """The `partition-id` that the node was started with, if it was; ArgumentError unless it is a whole number."""
+    found = context.node_config.get(NAME_KEY)
+    try:
+        return None if found is None else int(found)
+    except ValueError:
+        raise ArgumentError(f"{NAME_KEY} of the node's configuration is {found!r}; expected a whole number") from None
+
+
 class Place:
     """Where the memory of this node lies: in a file of `folder`, or in `context.state` if there is no folder.
 
@@ -55,10 +64,11 @@ class Place:
         self._path: Path | None = None
         folder = context.node_config.get(FOLDER_KEY, folder)
         if folder is not None:
-            if NAME_KEY not in context.node_config:
+            number = node_number(context)
+            if number is None:
                 raise ArgumentError("a folder for residuals needs a name for this node that survives a restart: start "
                                     f"its SuperNode with --node-config '{NAME_KEY}=N'")  # fmt: skip
-            self._path = Path(str(folder)).expanduser() / f"node-{int(context.node_config[NAME_KEY])}.safetensors"
+            self._path = Path(str(folder)).expanduser() / f"node-{number}.safetensors"
 
     def load(self, fresh: State) -> Memory:
         """Return what this node kept, or a memory of `fresh` if that is nothing.

@@ -11,7 +11,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from ...compress import Compressor, compressor
 from ...errors import ArgumentError
 from ...ops.seeds import row_seed
-from .memory import NAME_KEY, Place
+from .memory import Place, node_number
 from .records import (
     LOST,
     OTHERS,
@@ -99,5 +99,5 @@ class CompressionMod:
         return control.get(LOST, []), control.get(WHOLE, [])
 
     def _node_seed(self, context: Context) -> int:
-        number = int(context.node_config.get(NAME_KEY, context.node_id))
-        return row_seed(self._seed, 0, number)
+        number = node_number(context)
+        return row_seed(self._seed, 0, context.node_id if number is None else number)

@@ -40,7 +40,8 @@ class FedSynSAM(FedAvg):
     normalisation. rho: radius of the perturbation. config: the simulator's options; of these count synthetic_start (R),
     the other synthetic_*, beta and seed. The rest are FedAvg's.
 
-    Raises ArgumentError for a model with buffers, arrays that are not the model's, and a grid that keeps no payloads.
+    Raises ArgumentError for a model with buffers or a parameter without a dimension, arrays that are not the model's,
+    and a grid that keeps no payloads.
     """
 
     def __init__(
@@ -60,6 +61,9 @@ class FedSynSAM(FedAvg):
         if self._names != list(model.state_dict()):
             raise ArgumentError("the model holds buffers or tied parameters; FedSynSAM needs one whose state is its "
                                 "parameters (GroupNorm in the place of BatchNorm, say)")  # fmt: skip
+        if bare := [name for name, parameter in model.named_parameters() if parameter.dim() == 0]:
+            raise ArgumentError(f"the parameter {bare[0]!r} has no dimension: it is sent beside the payload, and "
+                                "FedSynSAM learns from the payload; give it the shape [1]")  # fmt: skip
         channels, height, width = image_shape
         none = Images(torch.empty(0, height, width, channels), torch.zeros(channels), torch.ones(channels))
         self._images = Dataset(

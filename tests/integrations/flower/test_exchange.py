@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from flwr.serverapp.strategy import FedAvg
 
 import fedsynsam as fs
 from fedsynsam.integrations.flower import CompressedGrid, CompressionMod
+from fedsynsam.integrations.flower.memory import Place, node_number
 
 RNG = np.random.default_rng(0)
 MODEL = {
@@ -274,6 +276,17 @@ def test_equal_seeds_give_equal_bytes_and_nodes_draw_apart() -> None:
     assert blobs[0] == blobs[1]
     assert blobs[0][0] != blobs[0][1]
     assert blobs[0][0] != blobs[2][0]
+
+
+def test_a_node_whose_number_is_none_is_refused() -> None:
+    context = SimpleNamespace(node_config={"partition-id": "abc"}, node_id=5)
+    words = "partition-id of the node's configuration is 'abc'; expected a whole number"
+    with pytest.raises(fs.ArgumentError, match=words):
+        CompressionMod("quantize:2")._node_seed(context)
+    with pytest.raises(fs.ArgumentError, match=words):
+        Place(context, "residuals", 1, False)
+    assert node_number(SimpleNamespace(node_config={}, node_id=5)) is None
+    assert node_number(SimpleNamespace(node_config={"partition-id": "7"}, node_id=5)) == 7
 
 
 def test_an_array_record_of_another_name() -> None:

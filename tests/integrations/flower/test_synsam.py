@@ -160,6 +160,10 @@ def test_what_it_refuses() -> None:
         strategy().start(Nodes([app(), app()]), start(), num_rounds=1)
     with pytest.raises(fs.ArgumentError, match="holds buffers or tied parameters"):
         FedSynSAM(torch.nn.BatchNorm1d(3), image_shape=SHAPE, classes=3, low=0, high=1)
+    scaled = torch.nn.Linear(3, 3)
+    scaled.scale = torch.nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(fs.ArgumentError, match=r"the parameter 'scale' has no dimension.* give it the shape \[1\]"):
+        FedSynSAM(scaled, image_shape=SHAPE, classes=3, low=0, high=1)
     wrong = ArrayRecord(torch.nn.Linear(2, 2).state_dict())
     with pytest.raises(fs.ArgumentError, match="the arrays are weight, bias; expected those of the model"):
         strategy().start(CompressedGrid(Nodes([app(), app()]), SPEC), wrong, num_rounds=1)

@@ -118,6 +118,8 @@ class Manifest:
 
     def flatten(self, update: Update) -> Tensor:
         """Return the tensors as one new contiguous row [n] (bf16, f16 if all are; else f32), detached."""
+        if not isinstance(update, (Tensor, Mapping)):
+            raise ArgumentError(f"an update must be a tensor or a dict of tensors, not {type(update).__name__}")
         tensors = [update] if isinstance(update, Tensor) else list(update.values())
         if not tensors:
             return torch.zeros(0, dtype=torch.float32)

@@ -26,6 +26,14 @@ def test_the_bytes_are_those_of_the_functional_form(spec: str) -> None:
     assert uplink.state_dict().keys() == state.state_dict().keys()
 
 
+@pytest.mark.parametrize("wrong", [nn.Linear(10, 30), fs.Manifest.of(updates(1)[0]), [1.0], None])
+def test_what_is_no_update_is_refused(wrong: object) -> None:
+    """A module and a manifest have the shapes of an update, but are none."""
+    uplink = fs.Uplink("topk:0.1", like=nn.Linear(10, 30), seed=5)
+    with pytest.raises(fs.ArgumentError, match="an update must be a tensor or a dict of tensors, not "):
+        uplink.encode(wrong)  # type: ignore[arg-type]
+
+
 def test_a_restart_loses_nothing() -> None:
     first, second, third = updates(3)
     uplink, other = (fs.Uplink("topk:0.1+quantize:4", like=first, seed=1) for _ in range(2))

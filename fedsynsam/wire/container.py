@@ -20,7 +20,7 @@ VERSION = "1"
 VERSION_KEY = "fedsynsam"
 MAX_HEADER_LENGTH = 2**20
 _LENGTH_BYTES = 8
-_LONGEST_CACHED_LAYOUT = 2**14
+LONGEST_CACHED = 2**14  # of the headers and layouts that are kept
 _SPARE_HEADER = 1024  # more than a header can hold beside its layout: keys, spec (≤ 256) and three tensor entries
 
 
@@ -37,7 +37,7 @@ def header_entries(sections: Iterable[Section]) -> dict[str, dict[str, Any]]:
 def header_bytes(spec: str, manifest: Manifest) -> bytes:
     """Return the canonical header, its length included, of a payload with this spec and manifest."""
     # Long layouts are not kept: they may come from anyone, by way of `inspect`.
-    build = _cached_header if len(manifest.layout) <= _LONGEST_CACHED_LAYOUT else _build_header
+    build = _cached_header if len(manifest.layout) <= LONGEST_CACHED else _build_header
     return build(spec, manifest)
 
 
@@ -73,7 +73,7 @@ def split_header(blob: memoryview, limit: int) -> tuple[memoryview, memoryview]:
     return blob[:stop], blob[stop:]
 
 
-def read_header(header: memoryview) -> dict[str, Any]:
+def read_header(header: bytes) -> dict[str, Any]:
     """Return the JSON object of a header (with its length in front); PayloadError for anything else."""
     try:
         text = str(header[_LENGTH_BYTES:], "ascii")

@@ -59,9 +59,7 @@ class Lead:
     joined: int = 1  # updates of one round that are matched together, each with a random weight
     weighed: bool = False  # displacements, too, are held against the classes that their rounds saw
     recent: int = 0  # rounds that pieces are drawn from, the last ones; all that are kept by default
-    scaled: bool = (
-        False  # a client's update is matched in size, too: its relative error, after one scale for all of them
-    )
+    scaled: bool = False  # a client's update is matched in size, too: relative error, after one scale for all
     own_mix: float = 0.0  # at use: minus own_mix times the direction of the gradient of the client's own batch
     truth: bool = False  # match the gradient of training data (a bound)
 

@@ -144,12 +144,34 @@ class SuperLink:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all that it has started, sessions of their own included, and wait for it."""
+    """Kill a process and all that it has started, sessions of their own included, and wait until they are gone.
+
+    Each is stopped before any is killed: one that is stopped starts no other, and a child of a dead parent is not found.
+    """
     if process.poll() is None:
-        for pid in [process.pid, *descendants(process.pid)]:  # the parent first, which may start others anew
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    process.wait()
+        stopped: list[int] = []
+        while new := [pid for pid in [process.pid, *descendants(process.pid)] if pid not in stopped]:
+            for pid in new:
+                _signal(pid, signal.SIGSTOP)
+            stopped += new
+        for pid in stopped:
+            _signal(pid, signal.SIGKILL)
+        process.wait()
+        while any(alive(pid) for pid in stopped):  # a killed process takes a moment to go
+            time.sleep(0.01)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def descendants(pid: int) -> list[int]:

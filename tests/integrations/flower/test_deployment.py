@@ -15,7 +15,7 @@ pytest.importorskip("flwr.serverapp.strategy", reason="Flower is not installed; 
 
 from safetensors.numpy import load_file
 
-from benchmarks.flower.processes import SuperLink, descendants
+from benchmarks.flower.processes import SuperLink, alive, descendants
 
 pytestmark = pytest.mark.slow
 APPS = Path(__file__).parent
@@ -33,13 +33,6 @@ def wait_for(path: Path, link: SuperLink) -> None:
         if time.monotonic() > end:
             raise AssertionError(f"{path.name} did not appear\n{link.logs()}")
         time.sleep(0.1)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def node_id(link: SuperLink, partition: int) -> str:

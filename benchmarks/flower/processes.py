@@ -146,7 +146,7 @@ class SuperLink:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and all that it has started, sessions of their own included, and wait until they are gone.
 
-    Each is stopped before any is killed: one that is stopped starts no other, and a child of a dead parent is not found.
+    Each is stopped before any is killed: who is stopped starts no other, and a child of a dead parent is not found.
     """
     if process.poll() is None:
         stopped: list[int] = []

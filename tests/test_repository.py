@@ -10,7 +10,7 @@ import pytest
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # comes with pytest on Python 3.10
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("csrc", "fedsynsam", "kernels", "benchmarks", "tests", "docs", "examples", ".ci")

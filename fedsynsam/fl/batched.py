@@ -57,7 +57,10 @@ class BatchedModel:
         def call(parameters: dict[str, Tensor], own: Tensor) -> Tensor:
             return functional_call(self._module, parameters, (own,))
 
-        # channels last, group_norm asks for what vmap does not answer (PyTorch 2.13: "NYI: querying is_contiguous")
+        # channels last, group_norm asks for what vmap does not answer (PyTorch 2.13: "NYI: querying is_contiguous");
+        # `contiguous` would leave a set that lies so alone if it has one channel, for then both orders count
+        if images.dim() == 4:
+            images = images.clone(memory_format=torch.contiguous_format)
         return torch.func.vmap(call, in_dims=axes)(self._parameters, images.contiguous())
 
     def _backward(self, losses: Tensor) -> Tensor:

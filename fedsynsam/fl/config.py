@@ -171,10 +171,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         import tomllib  # type: ignore[import-not-found,unused-ignore]
     except ImportError:  # Python 3.10
-        try:
-            import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
-        except ImportError:
-            raise ConfigError("reading TOML on Python 3.10 needs the package tomli: pip install tomli") from None
+        import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -50,7 +50,7 @@ class Server:
         self._preset = PRESETS[config.algorithm]
         if self._preset.learns_a_set:
             self.state.synthetic = synthetic
-            if synthetic is None or config.synthetic_every:  # otherwise nothing will be learned from it
+            if config.synthetic is None or config.synthetic_every:  # otherwise nothing will be learned from it
                 self.state.evidence = Evidence(window=config.synthetic_window)
                 self.state.evidence.add(0, weights)
         self._holders_of: Counter[int] = Counter()

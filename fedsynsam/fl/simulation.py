@@ -17,7 +17,7 @@ from fedsynsam.compress import compressor as build_compressor
 from fedsynsam.errors import ArgumentError, CheckpointError, ConfigError, NonFiniteError
 from fedsynsam.fl.algorithm import PRESETS, real_set, resolve, unlearned_note
 from fedsynsam.fl.central import Central
-from fedsynsam.fl.checkpoint import Checkpoint
+from fedsynsam.fl.checkpoint import STATE, Checkpoint
 from fedsynsam.fl.client import Upload
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.cosines import held_out_sample, mean_cosines
@@ -138,7 +138,9 @@ class Simulation:
         self._real_set = real_set(self._dataset, config.synthetic_images, config.seed)
         self._held_out = held_out_sample(self._dataset, config.seed)
         shared = self._real_set if PRESETS[config.algorithm].perturbation == "real" else None
-        given = None if config.synthetic is None else load_synthetic(Path(config.synthetic), self._dataset)
+        given = None
+        if config.synthetic is not None and not self._has_checkpoint():  # which holds the set
+            given = load_synthetic(Path(config.synthetic), self._dataset)
         self._server = Server(config, flat_weights(self._module), shared, given)
         threads = thread_count(config, self._device, self._group)
         self._choice = self._choose(threads)
@@ -151,6 +153,11 @@ class Simulation:
         self._central = Central(
             self.config, self._module, self._dataset, self._device, self._pool, self._group, sharpness
         )
+
+    def _has_checkpoint(self) -> bool:
+        """Whether the run goes on from a checkpoint, as rank 0 finds."""
+        resumed = self._resume and self.out is not None and (self.out / "checkpoint" / f"{STATE}.safetensors").exists()
+        return bool(self._group.on_first(lambda: b"yes" if resumed else b""))
 
     def _choose(self, threads: int) -> Choice:
         """The engine, chosen on rank 0 for all ranks; a run that is resumed keeps the one that it had."""

@@ -1,9 +1,11 @@
 """Data sets: the embedded one, files of each kind, and what is said when they are missing or wrong."""
 
 import gzip
-import importlib.util
 import io
 import struct
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -160,7 +162,6 @@ def test_wrong_arrays_are_named(change, message) -> None:
         dataset_from_arrays("mine", tiny_arrays() | change)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow (extra [data]) is not installed")
 @pytest.mark.parametrize(("name", "label"), [("cifar10", "label"), ("cifar100", "fine_label")])
 def test_cifar_from_local_parquet(tmp_path, name, label) -> None:
     import pyarrow
@@ -183,8 +184,37 @@ def test_cifar_from_local_parquet(tmp_path, name, label) -> None:
     np.testing.assert_allclose(dataset.x_train[:].permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path) -> None:
+@pytest.mark.parametrize(("name", "label"), [("cifar10", "label"), ("cifar100", "fine_label")])
+def test_cifar_from_hugging_face(monkeypatch, name, label) -> None:
+    """With a stand-in for the package, which needs a network, of the interface that the reader uses."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+
+    def load(path: str, split: str) -> dict[str, list]:
+        assert path == f"uoft-cs/{name}"
+        labels = {"train": [0, 1, 2, 1], "test": [2, 1, 0, 0]}[split]
+        return {"img": [Image.fromarray(image) for image in pixels], label: labels}
+
+    stand_in = ModuleType("datasets")
+    stand_in.__spec__ = ModuleSpec("datasets", None)
+    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    monkeypatch.delenv("FEDSYNSAM_DATA", raising=False)
+    stand_in.load_dataset = load
+    dataset = load_dataset(name)
+    assert (dataset.y_train.tolist(), dataset.y_test.tolist()) == ([0, 1, 2, 1], [2, 1, 0, 0])
+    assert dataset.image_shape == (3, 32, 32)
+
+    def fail(path: str, split: str) -> None:
+        raise ConnectionError("offline")
+
+    stand_in.load_dataset = fail
+    with pytest.raises(DataError, match=f"{name}: .*ConnectionError: offline.*--data-dir"):
+        load_dataset(name)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     for part in ("train", "test"):
         (tmp_path / f"{part}.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="pip install"):

@@ -186,6 +186,21 @@ def test_a_trajectory_is_kept_only_to_learn_from(tiny_config, file, tmp_path, ev
     assert bool(evidence.weights) == kept
 
 
+def test_a_checkpoint_has_the_given_set(tiny_config, file, tmp_path) -> None:
+    """A run goes on after the file is gone, or is another one."""
+    begun_with(tiny_config, file, tmp_path / "whole", synthetic_every=None)
+    begun_with(tiny_config, file, tmp_path / "broken", synthetic_every=None, rounds=2)
+    stored = json.loads((tmp_path / "broken" / "config.json").read_text())
+    (tmp_path / "broken" / "config.json").write_text(json.dumps({**stored, "rounds": tiny_config.rounds}))
+    file.unlink()
+    config = tiny_config.replace(algorithm="fedsynsam", synthetic=str(file), synthetic_every=None)
+    Simulation(config, tmp_path / "broken", resume=True).run()
+    states = [(tmp_path / run / "checkpoint" / "state.safetensors").read_bytes() for run in ("whole", "broken")]
+    assert states[0] == states[1]
+    with pytest.raises(DataError, match="cannot be read"):
+        Simulation(config, tmp_path / "another").run()
+
+
 def test_a_given_set_is_renewed_if_asked(tiny_config, file, synthetic, tmp_path) -> None:
     result = begun_with(tiny_config, file, tmp_path / "run", synthetic_every=2)
     assert [row.round for row in result.rounds if row.synthetic_loss is not None] == [3, 5]

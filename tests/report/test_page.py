@@ -157,9 +157,27 @@ def open_page(browser: Any, report: Path, width: int) -> None:
     WebDriverWait(browser, 20).until(lambda page: page.execute_script(drawn) >= 7)
 
 
+@pytest.fixture
+def phone(browser: Any) -> Iterator[None]:
+    """The browser as that of a phone: a window alone is never narrower than 500 pixels."""
+    screen = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    yield
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 @pytest.mark.parametrize("width", [1200, 500])
 def test_page_fits_without_errors(browser: Any, report: Path, width: int) -> None:
+    check_page_fits(browser, report, width)
+
+
+def test_page_fits_a_phone(browser: Any, report: Path, phone: None) -> None:
+    check_page_fits(browser, report, 360)
+
+
+def check_page_fits(browser: Any, report: Path, width: int) -> None:
     open_page(browser, report, width)
+    assert browser.execute_script("return window.innerWidth") <= width
     assert browser.get_log("browser") == []
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     widest = "return Math.max(...[...document.querySelectorAll('.js-plotly-plot')].map(e => e.offsetWidth))"

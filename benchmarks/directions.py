@@ -1,6 +1,6 @@
 """Directions of several runs side by side: `python -m benchmarks.directions NAME=FOLDER … --out FOLDER`.
 
-Each FOLDER holds finished runs made with `--cosines`. `cosines.csv` has a row for each evaluation: the cosines of the
+Each FOLDER holds finished runs, made with `--cosines`; of others `runs.csv` alone is written. `cosines.csv` has a row for each evaluation: the cosines of the
 estimates with the gradient of held-out data, accuracy, and what learning the synthetic set took so far; `runs.csv` a
 row for each run: means from round 50 on, final accuracy, and the share of the time that learning took. `cosines.png`
 draws the synthetic set's cosine over rounds, a panel a compressor, a line a seed; of one FOLDER alone, all estimates'.
@@ -108,12 +108,13 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     runs = [(name, run) for name, members in groups.items() for run in members]
     points = [row for name, run in runs for row in evaluations(name, run)]
-    write_rows(points, list(points[0]), options.out / "cosines.csv")
     sums = [totals(name, run) for name, run in runs]
     write_rows(sums, list(sums[0]), options.out / "runs.csv")
-    with matplotlib.rc_context(STYLE):
-        draw(groups).savefig(options.out / "cosines.png", dpi=110, metadata={"Software": None})
-    print(f"cosines.csv, runs.csv and cosines.png are in {options.out}")
+    if points:
+        write_rows(points, list(points[0]), options.out / "cosines.csv")
+        with matplotlib.rc_context(STYLE):
+            draw(groups).savefig(options.out / "cosines.png", dpi=110, metadata={"Software": None})
+    print(f"the files are in {options.out}")
 
 
 if __name__ == "__main__":

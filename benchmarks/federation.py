@@ -4,15 +4,18 @@ A round of the simulator (batches gathered, perturbed steps, compression, encodi
 evaluation) beside the bare time: the forward and backward passes of the same clients on the same batches, one for each
 local step, by the same threads, and nothing else. After each round the bare passes are timed, so that a load on the
 machine falls on both; `ratio` is the median over rounds of a round's time to that of the passes beside it, and `low`
-and `high` its quartiles. Learning the synthetic set is not counted.
+and `high` its quartiles. Learning the synthetic set is not counted. `gradients` counts the passes of the round itself,
+forward and backward, for each local step. `--presets` measures every preset in the place of those with goals.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,8 @@ from benchmarks import workload
 from benchmarks.peers.job import Job, new_model
 from benchmarks.provenance import provenance
 from benchmarks.rows import write_rows
-from fedsynsam.fl.flat import Batch
+from fedsynsam.fl.algorithm import PRESETS
+from fedsynsam.fl.flat import Batch, FlatModel
 from fedsynsam.fl.machine import one_thread_each
 from fedsynsam.fl.metrics import RoundMetrics
 from fedsynsam.fl.simulation import Simulation
@@ -53,6 +57,9 @@ CASES = (
     Case("fedsynsam", "topk:0.01", 2.3, {**PER_ROUND, "beta": 0.5}),
     Case("fedsynsam", "topk:0.01", None, {**SYNTHETIC, "synthetic_refresh": "step"}),
 )
+PRESET_CASES = tuple(
+    Case(name, "topk:0.01", None, SYNTHETIC if preset.learns_a_set else {}) for name, preset in PRESETS.items()
+)
 
 
 class Bare:
@@ -79,19 +86,43 @@ class Bare:
             worker.single.backward(batch)
 
 
+@contextmanager
+def counted() -> Iterator[Callable[[], int]]:
+    """Count the passes that models make; the function given tells how many there were since it was last called."""
+    passes, told, method = itertools.count(), 0, FlatModel._backward
+
+    def call(model: FlatModel, loss: torch.Tensor) -> torch.Tensor:
+        next(passes)  # atomic
+        return method(model, loss)
+
+    def since() -> int:
+        nonlocal told
+        before, told = told, next(passes) + 1
+        return told - before - 1
+
+    FlatModel._backward = call  # type: ignore[method-assign]
+    try:
+        yield since
+    finally:
+        FlatModel._backward = method  # type: ignore[method-assign]
+
+
 def measure(case: Case, cohort: int, timed: int, cores: int) -> dict[str, Any]:
     """Return the row of one case."""
     job = Job(cohort, WARMUP, timed, cores, Path())
     config = job.config().replace(algorithm=case.algorithm, compressor=case.compressor, **case.options)
-    rounds, bare = list[float](), list[float]()
+    rounds, bare, gradients = list[float](), list[float](), 0
     passes = Bare(job)
 
     def watch(metrics: RoundMetrics) -> None:
+        nonlocal gradients
+        gradients = since()
         if WARMUP < metrics.round <= WARMUP + timed:  # the last round evaluates
             rounds.append(metrics.seconds)
             bare.append(passes.seconds(metrics.round))
+            since()
 
-    with one_thread_each():
+    with one_thread_each(), counted() as since:
         passes.seconds(1)
         try:
             Simulation(config).run(on_round=watch)
@@ -106,6 +137,7 @@ def measure(case: Case, cohort: int, timed: int, cores: int) -> dict[str, Any]:
         "local_steps": workload.LOCAL_STEPS,
         "batch_size": workload.BATCH_SIZE,
         "rounds": timed,
+        "gradients": f"{gradients / (cohort * workload.LOCAL_STEPS):.2f}",
         "round_seconds": f"{statistics.median(rounds):.4f}",
         "bare_seconds": f"{statistics.median(bare):.4f}",
         "ratio": f"{ratio:.3f}",
@@ -124,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="CSV file")
+    parser.add_argument("--presets", action="store_true", help="every preset in the place of the cases with goals")
     parser.add_argument("--cohort", type=int, default=10)
     parser.add_argument("--timed", type=int, default=40, help="rounds timed of each case, default 40")
     parser.add_argument("--cores", type=int, default=2)
@@ -131,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.timed < 2:
         parser.error(f"--timed {options.timed}: quartiles need at least 2 rounds")
     rows = []
-    for case in CASES:
+    for case in PRESET_CASES if options.presets else CASES:
         rows.append(measure(case, options.cohort, options.timed, options.cores))
         print(*(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     where = {**provenance(torch.device("cpu")), "cores": options.cores}

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import tyro
+from rich.console import Console
 
 from ..errors import ConfigError
 from ..fl.checkpoint import load_weights
 from ..fl.data import load_dataset
+from ..fl.machine import choose_device
 from ..fl.models import build_model
 from ..fl.runfolder import check_data, load_config
 from ..fl.sharpness import Sharpness, hutchinson_trace
@@ -45,6 +47,8 @@ class SharpnessCommand:
     """Half the length of a slice, in multiples of the filters' norms."""
     data_dir: str | None = None
     """Folder of the data set, where it is not the one of the run."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,16 +61,20 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("points: is 1; a slice has at least 2 (0 leaves the slices out)")
     if not 0 < command.radius < math.inf:
         raise ConfigError(f"radius: is {command.radius}; expected a finite number above 0")
-    config = load_config(command.run)
+    config = load_config(command.run).replace(device=command.device)
+    device = choose_device(config.device, None)
     dataset = load_dataset(config.dataset, command.data_dir or config.data_dir)
     check_data(command.run, dataset.crc32())
-    module = build_model(config.model, dataset.image_shape, dataset.classes, number(config.seed, WEIGHTS))
+    module = build_model(config.model, dataset.image_shape, dataset.classes, number(config.seed, WEIGHTS)).to(device)
     weights, finished = load_weights(command.run / "checkpoint")
-    sharpness = Sharpness(module, dataset, config.seed, sample=command.sample)
-    values = sharpness.largest(weights, command.count)
-    trace = hutchinson_trace(
-        sharpness.product(weights), weights.numel(), stream(config.seed, SHARPNESS_STREAM, 2), probes=command.probes
-    )
+    weights = weights.to(device)
+    sharpness = Sharpness(module, dataset.to(device), config.seed, sample=command.sample)
+    waiting = Console(stderr=True).status  # a line that moves, on a terminal alone
+    with waiting(f"eigenvalues of the Hessian, {command.count}"):
+        values = sharpness.largest(weights, command.count)
+    with waiting(f"trace, {command.probes} probes"):
+        rng = stream(config.seed, SHARPNESS_STREAM, 2)
+        trace = hutchinson_trace(sharpness.product(weights), weights, rng, probes=command.probes)
     found: dict[str, Any] = {
         "round": finished,
         "eigenvalues": values,
@@ -80,7 +88,8 @@ def main(argv: Sequence[str]) -> int:
     if command.points:
         slices = Slices(module, sharpness.sample, weights, config.seed)
         places = np.linspace(-command.radius, command.radius, command.points)
-        line, plane = slices.line(places), slices.plane(places)
+        with waiting(f"slices, {command.points} x {command.points} points"):
+            line, plane = slices.line(places), slices.plane(places)
         found |= {"places": places.tolist(), "line": line.tolist(), "plane": plane.tolist()}
         title = f"{config.algorithm}, {config.compressor}, seed {config.seed}, round {finished}"
         print(save_slices(places, line, plane, command.run / "slices.png", title))

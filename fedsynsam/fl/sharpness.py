@@ -65,9 +65,12 @@ def largest_eigenvalues(
         basis.append(image / beta)
 
 
-def hutchinson_trace(product: Product, size: int, rng: np.random.Generator, *, probes: int = 20) -> float:
-    """An unbiased estimate of the operator's trace: the mean of vᵀHv over `probes` random sign vectors [size]."""
-    signs = (torch.from_numpy(rng.integers(2, size=size) * 2 - 1).float() for _ in range(probes))
+def hutchinson_trace(product: Product, like: Tensor, rng: np.random.Generator, *, probes: int = 20) -> float:
+    """An unbiased estimate of the operator's trace: the mean of vᵀHv over `probes` random sign vectors.
+
+    They have the size, dtype and device of the vector `like` [P].
+    """
+    signs = (torch.from_numpy(rng.integers(2, size=like.numel()) * 2 - 1).to(like) for _ in range(probes))
     return float(np.mean([float(probe @ product(probe)) for probe in signs]))
 
 

@@ -65,6 +65,7 @@ class Simulation:
         self._resume = resume
         try:
             self._compressor = build_compressor(config.compressor)
+            self.config = self.config.replace(compressor=self._compressor.spec)  # one spelling for one compressor
         except ArgumentError as error:
             raise ConfigError(f"compressor: {error}") from error
         self._device = choose_device(config.device, local_rank() if self._group.size > 1 else None)

@@ -81,7 +81,7 @@ def learn(
             start, goal = evidence.sample(config.synthetic_segment, config.synthetic_drift, AVERAGE, rng)
             mismatch = trajectory_mismatch(loss, images, logits, log_rate, start, goal, INNER_STEPS)
         optimizer.zero_grad()
-        mismatch.backward()
+        mismatch.backward(inputs=[images, logits, log_rate])  # not in the weights, which are given
         optimizer.step()
         schedule.step()
         with torch.no_grad():

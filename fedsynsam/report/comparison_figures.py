@@ -23,6 +23,7 @@ def save_comparison_figures(comparison: Comparison, out: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         if comparison.swept is not None:
             return [_save_curves(comparison, out / "accuracy.png"), _save_sweep(comparison, out / "sweep.png")]
+        (out / "sweep.png").unlink(missing_ok=True)  # of an earlier comparison
         return [
             _save_curves(comparison, out / "accuracy.png"),
             _save_accuracy_against_bytes(comparison, out / "bytes.png"),

@@ -48,6 +48,8 @@ def test_sharpness_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     out = tmp_path / "run"
     assert main(["run", *TINY, "--algorithm", "fedavg", "--out", str(out)]) == 0
     few = ["--count", "2", "--sample", "60", "--probes", "2", "--points", "3"]
+    assert main(["sharpness", str(out), *few, "--device", "cuda:99"]) == 2
+    assert "device: 'cuda:99' is not there" in capsys.readouterr().err
     assert main(["sharpness", str(out), *few]) == 0
     assert "eigenvalue 2" in capsys.readouterr().out
     found = json.loads((out / "sharpness.json").read_text())

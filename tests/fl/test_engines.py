@@ -76,9 +76,7 @@ def test_each_row_is_a_model_of_its_own(name, unfold) -> None:
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "soft labels"])
-@pytest.mark.parametrize(
-    ("name", "shape"), [("cnn", SHAPES["cnn"]), ("resnet18", (1, 8, 8)), ("resnet18", (3, 8, 8))]
-)
+@pytest.mark.parametrize(("name", "shape"), [("cnn", SHAPES["cnn"]), ("resnet18", (1, 8, 8)), ("resnet18", (3, 8, 8))])
 def test_one_batch_for_all_rows(name, shape, soft) -> None:
     module = build_model(name, shape, 4, seed=0)
     images, labels = channels_last(torch.randn(6, *shape)), torch.arange(6) % 4

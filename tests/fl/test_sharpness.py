@@ -73,7 +73,7 @@ def test_weights_that_diverged_are_named(tiny_dataset) -> None:
 def test_trace() -> None:
     spectrum = np.linspace(0, 1, 50)
     matrix = symmetric(spectrum)
-    estimate = hutchinson_trace(lambda vector: matrix @ vector, 50, np.random.default_rng(0), probes=400)
+    estimate = hutchinson_trace(lambda vector: matrix @ vector, torch.empty(50), np.random.default_rng(0), probes=400)
     deviation = np.sqrt(2 * (spectrum**2).sum() / 400)  # variance of a probe is at most 2·‖A‖²
     assert abs(estimate - spectrum.sum()) < 4 * deviation
 

@@ -1,9 +1,10 @@
 """Directions of several runs side by side: `python -m benchmarks.directions NAME=FOLDER … --out FOLDER`.
 
-Each FOLDER holds finished runs, made with `--cosines`; of others `runs.csv` alone is written. `cosines.csv` has a row for each evaluation: the cosines of the
-estimates with the gradient of held-out data, accuracy, and what learning the synthetic set took so far; `runs.csv` a
-row for each run: means from round 50 on, final accuracy, and the share of the time that learning took. `cosines.png`
-draws the synthetic set's cosine over rounds, a panel a compressor, a line a seed; of one FOLDER alone, all estimates'.
+Each FOLDER holds finished runs, made with `--cosines`; of others `runs.csv` alone is written. `cosines.csv` has a row
+for each evaluation: the cosines of the estimates with the gradient of held-out data, accuracy, and what learning the
+synthetic set took so far; `runs.csv` a row for each run: means from round 50 on, final accuracy, and the share of the
+time that learning took. `cosines.png` draws the synthetic set's cosine over rounds, a panel a compressor, a line a
+seed; of one FOLDER alone, all estimates'.
 """
 
 from __future__ import annotations

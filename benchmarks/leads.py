@@ -65,7 +65,7 @@ class Lead:
 
 
 UPDATES = Lead(updates=0.5, drift=5.0, steps=600)  # the library's, when it kept four payloads of a round
-BEST = dataclasses.replace(UPDATES, payloads=10)  # the library's
+BEST = dataclasses.replace(UPDATES, payloads=10)  # the library's, when it took 600 steps
 LEADS = {
     "displacements": Lead(),
     "displacements, 600 steps": Lead(steps=600),

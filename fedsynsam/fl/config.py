@@ -110,7 +110,7 @@ class RunConfig:
     """Rounds between renewals of the synthetic set from R on, warm-started; 0: none. Default: 10, or 0 with a file."""
     synthetic_images: int = 5
     """Synthetic images a class."""
-    synthetic_steps: int = 600
+    synthetic_steps: int = 400
     """Optimizer steps when the set is first learned; a renewal takes a third of them."""
     synthetic_segment: int = 5
     """s: rounds of the trajectory that one matched direction spans."""

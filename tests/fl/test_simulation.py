@@ -264,3 +264,7 @@ def test_every_kind_of_compressor_runs_and_resumes(tiny_config: RunConfig, tmp_p
     Simulation(short, tmp_path / "broken", resume=True).run()
     assert lines(tmp_path / "whole") == lines(tmp_path / "broken")
     assert np.isfinite(whole.rounds[-1].test_loss)
+
+
+def test_a_compressor_has_one_spelling(tiny_config: RunConfig) -> None:
+    assert Simulation(tiny_config.replace(compressor="topk:1e-2")).config.compressor == "topk:0.01"

@@ -1,7 +1,8 @@
 """Where a round's time goes: `python -m benchmarks.anatomy --out FILE.csv`, with a picture beside the file.
 
 Rounds of the small CNN under PyTorch's profiler, on one thread, so that parts add up to the whole: in the eager loop
-that people write (a deep copy of the model a client, torch.optim.SGD, an average of state_dicts) and in this simulator.
+that people write (a deep copy of the model a client, torch.optim.SGD, an average of state_dicts) and in this simulator,
+whose forward and backward passes are one part.
 Time inside PyTorch's operators goes to the operator's part, unless it is spent in a named piece of work (gathering
 batches, the optimizer's step, compression and bytes, copies of models); the rest is Python's. The profiler itself makes
 operators slower, most the small ones: shares are of the profiled time, `bare_ms` is the time without it, a median.
@@ -38,9 +39,11 @@ from fedsynsam.fl.machine import one_thread_each
 from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.steps import Steps
 from fedsynsam.fl.workers import WorkerPool
+from fedsynsam.ops.network import SmallNetwork
 
 COHORT, WARMUP, TIMED, TURNS = 10, 2, 4, 3
 PARTS = {
+    "passes by our kernels": "#1b3a8f",
     "convolutions": "#4269d0",
     "matrix products": "#97bbf5",
     "pooling": "#3ca951",
@@ -123,6 +126,7 @@ def in_this_thread(pool: WorkerPool, function: Callable[..., Any], items: list[A
 def pieces_named() -> Iterator[None]:
     """Inside, the simulator's pieces of work carry their names in a profile."""
     pieces = [
+        ("passes by our kernels", SmallNetwork, "gradient"),
         ("gathering batches", Steps, "__getitem__"),
         ("gathering batches", training, "draw"),
         ("compression, bytes, sum", training, "send"),

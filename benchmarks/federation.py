@@ -2,10 +2,11 @@
 
 A round of the simulator (batches gathered, perturbed steps, compression, encoding, decoding, aggregation; no
 evaluation) beside the bare time: the forward and backward passes of the same clients on the same batches, one for each
-local step, by the same threads, and nothing else. After each round the bare passes are timed, so that a load on the
-machine falls on both; `ratio` is the median over rounds of a round's time to that of the passes beside it, and `low`
-and `high` its quartiles. Learning the synthetic set is not counted. `gradients` counts the passes of the round itself,
-forward and backward, for each local step. `--presets` measures every preset in the place of those with goals.
+local step, by the same threads, and nothing else. They are made as the simulator makes them, and by PyTorch alone.
+After each round both are timed, so that a load on the machine falls on all; `ratio` is the median over rounds of a
+round's time to that of the simulator's passes beside it, and `low` and `high` its quartiles, `to_pytorch` the median
+against PyTorch's. Learning the synthetic set is not counted. `gradients` counts the passes of the round itself, forward
+and backward, for each local step. `--presets` measures every preset in the place of those with goals.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from fedsynsam.fl.machine import one_thread_each
 from fedsynsam.fl.metrics import RoundMetrics
 from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.workers import Worker, WorkerPool
+from fedsynsam.ops.backend import use_backend
 
 WARMUP = 3
 
@@ -63,11 +65,12 @@ PRESET_CASES = tuple(
 
 
 class Bare:
-    """The passes alone, by as many threads as the simulator's."""
+    """The passes alone, by as many threads as the simulator's; `backend` "reference" makes PyTorch compute them."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, backend: str = "cpu") -> None:
         self._job = job
-        self._pool = WorkerPool(lambda: Worker(new_model(), torch.device("cpu")), job.cores)
+        with use_backend(backend):
+            self._pool = WorkerPool(lambda: Worker(new_model(), torch.device("cpu")), job.cores)
 
     def seconds(self, round_number: int) -> float:
         """Wall time of a round's passes; its batches are gathered before."""
@@ -91,9 +94,9 @@ def counted() -> Iterator[Callable[[], int]]:
     """Count the passes that models make; the function given tells how many there were since it was last called."""
     passes, told, method = itertools.count(), 0, FlatModel._backward
 
-    def call(model: FlatModel, loss: torch.Tensor) -> torch.Tensor:
+    def call(model: FlatModel, *batch: Any) -> torch.Tensor:
         next(passes)  # atomic
-        return method(model, loss)
+        return method(model, *batch)
 
     def since() -> int:
         nonlocal told
@@ -111,8 +114,8 @@ def measure(case: Case, cohort: int, timed: int, cores: int) -> dict[str, Any]:
     """Return the row of one case."""
     job = Job(cohort, WARMUP, timed, cores, Path())
     config = job.config().replace(algorithm=case.algorithm, compressor=case.compressor, **case.options)
-    rounds, bare, gradients = list[float](), list[float](), 0
-    passes = Bare(job)
+    rounds, bare, pytorch, gradients = list[float](), list[float](), list[float](), 0
+    passes, theirs = Bare(job), Bare(job, "reference")
 
     def watch(metrics: RoundMetrics) -> None:
         nonlocal gradients
@@ -120,15 +123,19 @@ def measure(case: Case, cohort: int, timed: int, cores: int) -> dict[str, Any]:
         if WARMUP < metrics.round <= WARMUP + timed:  # the last round evaluates
             rounds.append(metrics.seconds)
             bare.append(passes.seconds(metrics.round))
+            pytorch.append(theirs.seconds(metrics.round))
             since()
 
     with one_thread_each(), counted() as since:
-        passes.seconds(1)
         try:
+            for each in (passes, theirs):
+                each.seconds(1)
             Simulation(config).run(on_round=watch)
         finally:
             passes.close()
+            theirs.close()
     low, ratio, high = statistics.quantiles([ours / least for ours, least in zip(rounds, bare, strict=True)], n=4)
+    to_pytorch = statistics.median([ours / least for ours, least in zip(rounds, pytorch, strict=True)])
     return {
         "algorithm": case.algorithm,
         "compressor": case.compressor,
@@ -140,9 +147,11 @@ def measure(case: Case, cohort: int, timed: int, cores: int) -> dict[str, Any]:
         "gradients": f"{gradients / (cohort * workload.LOCAL_STEPS):.2f}",
         "round_seconds": f"{statistics.median(rounds):.4f}",
         "bare_seconds": f"{statistics.median(bare):.4f}",
+        "pytorch_seconds": f"{statistics.median(pytorch):.4f}",
         "ratio": f"{ratio:.3f}",
         "low": f"{low:.3f}",
         "high": f"{high:.3f}",
+        "to_pytorch": f"{to_pytorch:.3f}",
         "goal": "" if case.goal is None else case.goal,
         "met": "" if case.goal is None else "yes" if ratio <= case.goal else "no",
     }

@@ -1,13 +1,14 @@
 """How fast the bare passes of a round can be: `python -m benchmarks.passes --out FILE.csv`.
 
-One forward and backward pass of the small CNN on 32 images, nothing else, in several ways: as the simulator does it
-(memory in the order channels last), channels first, and compiled by `torch.compile`; each by one thread, by two
-threads of a process, and by two processes. The ways take turns, so that a load on the machine falls on all;
-`passes_per_second` is the median over the turns of what all workers did together, `times` the same in multiples of
-the simulator's own way by the same workers, `gflop_per_second` the arithmetic of the passes' convolutions and matrix
-products (as `torch.utils.flop_counter` counts it). The last way bounds the others: a large matrix product, and as
-many passes as it has the arithmetic of. Two more processes are told by ONEDNN_MAX_CPU_ISA to leave AVX-512 alone, whose
-blocks of 16 channels the model does not fill (no change where there is no AVX-512).
+One forward and backward pass of the small CNN on 32 images, nothing else, in several ways: as the simulator does it, by
+this library's own kernels; by PyTorch with memory in the order channels last, channels first, and compiled by
+`torch.compile`; each by one thread, by two threads of a process, and by two processes. The ways take turns, so that a
+load on the machine falls on all; `passes_per_second` is the median over the turns of what all workers did together,
+`times` the same in multiples of PyTorch's with channels last by the same workers, `gflop_per_second` the arithmetic of
+the passes' convolutions and matrix products (as `torch.utils.flop_counter` counts it). The last way compares: a
+large matrix product of PyTorch's, and as many passes as it has the arithmetic of. Two more processes are told by
+ONEDNN_MAX_CPU_ISA to leave AVX-512 alone, whose blocks of 16 channels the model does not fill (no change where there is
+no AVX-512).
 """
 
 from __future__ import annotations
@@ -59,12 +60,16 @@ class Passes:
         self._loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = self._forward
         if way == "torch.compile":
             self._loss = torch.compile(self._forward)
+        self._own = way == OWN
         with COMPILING:
             self.run(WARMUP)
 
     def run(self, count: int = COUNT) -> None:
         """Make `count` passes."""
         for _ in range(count):
+            if self._own:
+                self.model.backward((self.images, self._labels))
+                continue
             self.model.gradient.zero_()
             self._loss(self.images, self._labels).backward()
 
@@ -86,8 +91,8 @@ class Product:
         torch.mm(self._factors[0], self._factors[1], out=self._product)
 
 
-NARROW = "channels last, AVX2"
-WAYS = ("channels last", "channels first", "torch.compile", NARROW, "a matrix product")
+OWN, UNIT, NARROW = "fedsynsam", "channels last", "channels last, AVX2"
+WAYS = (OWN, UNIT, "channels first", "torch.compile", NARROW, "a matrix product")
 
 
 def arithmetic(work: Passes | Product) -> int:
@@ -142,7 +147,7 @@ KINDS = ("one thread", "two threads", "two processes")
 
 def measure(kind: str, seconds: float, turns: int) -> list[dict[str, Any]]:
     """The rows of one kind of workers."""
-    of_passes, of_product = arithmetic(Passes(WAYS[0])), arithmetic(Product())
+    of_passes, of_product = arithmetic(Passes(UNIT)), arithmetic(Product())
     with workers(kind) as (pools, count):
         found: dict[str, list[float]] = {way: [] for way in pools}
         for turn in range(turns + 1):
@@ -157,7 +162,7 @@ def measure(kind: str, seconds: float, turns: int) -> list[dict[str, Any]]:
             "way": way,
             "turns": turns,
             "passes_per_second": f"{COUNT * median / of_passes:.1f}",
-            "times": f"{median / medians[WAYS[0]]:.3f}",
+            "times": f"{median / medians[UNIT]:.3f}",
             "gflop_per_second": f"{median / 1e9:.1f}",
         }
         for way, median in medians.items()

@@ -2,6 +2,8 @@
 // Shapes, dtypes and devices are checked in fedsynsam/ops before a pointer gets here.
 #include "bindings.h"
 
+#include <array>
+
 #include "cpu/large_output.h"
 
 namespace py = pybind11;
@@ -134,6 +136,72 @@ void bind_sam(py::module_& m) {
 
 }  // namespace
 
+// --- network ---
+namespace {
+
+using Sizes = std::array<int64_t, 5>;  // inputs, height, width, outputs, kernel
+
+fedsynsam::ConvolutionShape convolution_shape(const Sizes& s) { return {s[0], s[1], s[2], s[3], s[4]}; }
+
+// Sizes of an image (channels, height, width), of each convolution, and of what enters and leaves the dense layers.
+fedsynsam::Network network(const std::array<int64_t, 3>& image, const std::vector<Sizes>& convolutions,
+                           const std::vector<int64_t>& widths) {
+  fedsynsam::Network result{image[0], image[1], image[2], {}, widths};
+  for (const Sizes& sizes : convolutions) result.convolutions.push_back(convolution_shape(sizes));
+  return result;
+}
+
+fedsynsam::NetworkBatch network_batch(uintptr_t images, const std::array<int64_t, 4>& strides, int64_t count,
+                                      uintptr_t labels, uintptr_t targets, uintptr_t share) {
+  return {pointer<float>(images),
+          {strides[0], strides[1], strides[2], strides[3]},
+          count,
+          pointer<int64_t>(labels),
+          pointer<float>(targets),
+          pointer<float>(share)};
+}
+
+void bind_network(py::module_& m) {
+  using fedsynsam::Network;
+  using Strides = std::array<int64_t, 4>;
+  py::class_<Network>(m, "Network").def(py::init(&network));
+  m.def("network_instruction_sets", &fedsynsam::network_instruction_sets,
+        "Names of the instruction sets that the passes can use here, best first");
+  m.def("network_select_instruction_set", &fedsynsam::network_select_instruction_set,
+        "Make the passes use the named instruction set in this process; False if they cannot");
+  m.def(
+      "network_gradient_cpu",
+      [](const Network& net, uintptr_t weights, uintptr_t images, const Strides& strides, int64_t count,
+         uintptr_t labels, uintptr_t targets, uintptr_t share, uintptr_t gradient, uintptr_t loss, int threads) {
+        return fedsynsam::network_gradient(net, pointer<float>(weights),
+                                           network_batch(images, strides, count, labels, targets, share),
+                                           pointer<float>(gradient), pointer<float>(loss), threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "network_second_cpu",
+      [](const Network& net, uintptr_t weights, uintptr_t images, const Strides& strides, int64_t count,
+         uintptr_t labels, uintptr_t targets, uintptr_t share, uintptr_t direction, uintptr_t in_weights,
+         uintptr_t in_images, uintptr_t in_targets, int threads) {
+        return fedsynsam::network_second(
+            net, pointer<float>(weights), pointer<float>(direction),
+            network_batch(images, strides, count, labels, targets, share),
+            {pointer<float>(in_weights), pointer<float>(in_images), pointer<float>(in_targets)}, threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "network_evaluate_cpu",
+      [](const Network& net, uintptr_t weights, uintptr_t images, const Strides& strides, int64_t count,
+         uintptr_t labels, uintptr_t right, uintptr_t loss) {
+        return fedsynsam::network_evaluate(net, pointer<float>(weights),
+                                           network_batch(images, strides, count, labels, 0, 0), pointer<int64_t>(right),
+                                           pointer<float>(loss));
+      },
+      py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fedsynsam: compiled operations on raw pointers";
 #ifdef FEDSYNSAM_CUDA
@@ -143,7 +211,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.def("prefer_huge_pages",
         [](uintptr_t address, int64_t bytes) { fedsynsam::prefer_huge_pages(pointer<void>(address), bytes); });
-  // Every other binding releases the GIL: pointers stay valid because the caller holds the tensors.
+  // Every other binding that takes pointers releases the GIL: pointers stay valid because the caller holds the tensors.
   // --- topk, index_coding ---
   bind_topk(m);
   // --- quantize, aggregate ---
@@ -151,6 +219,8 @@ PYBIND11_MODULE(_C, m) {
   bind_aggregate(m);
   // --- sam ---
   bind_sam(m);
+  // --- network ---
+  bind_network(m);
 #ifdef FEDSYNSAM_CUDA
   bind_cuda(m);
 #endif

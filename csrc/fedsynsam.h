@@ -158,4 +158,67 @@ int sam_perturb_cuda(const float* weights, const SamDirection& from, int64_t row
 int sam_step_cuda(const SamStep& arguments, int64_t rows, int64_t n, void* stream);
 #endif
 
+// --- network ---
+constexpr int kImageLanes = 16;  // images in a block
+
+// y = ReLU(max_pool2d(conv2d(x, weight, bias), 2)): no padding, stride 1, kernels of 3x3 or 5x5. Of a block of images,
+// the image innermost: x [inputs, height, width, lanes], y [outputs, pooled_height, pooled_width, lanes], all aligned
+// to 64 bytes; weight [outputs, inputs, kernel, kernel] and bias [outputs] are plain. `codes`, as y, says where in its
+// window each maximum was (the first of equal ones), or that ReLU made it zero.
+struct ConvolutionShape {
+  int64_t inputs, height, width, outputs, kernel;
+
+  int64_t pooled_height() const { return (height - kernel + 1) / 2; }
+  int64_t pooled_width() const { return (width - kernel + 1) / 2; }
+  // Of what is pooled: without an odd last row or column.
+  int64_t rows() const { return 2 * pooled_height(); }
+  int64_t columns() const { return 2 * pooled_width(); }
+  // Floats of a block before, between and after convolution and pooling, and of the weights.
+  int64_t image() const { return inputs * height * width * kImageLanes; }
+  int64_t unpooled() const { return outputs * rows() * columns() * kImageLanes; }
+  int64_t pooled() const { return outputs * pooled_height() * pooled_width() * kImageLanes; }
+  int64_t weights() const { return outputs * inputs * kernel * kernel; }
+};
+
+// A classifier of convolutions (each with pooling and ReLU, as above) and then dense layers with ReLU between them. Its
+// weights are flat: weight and bias of each layer in order. CPU only; sums are those of no other backend, but the same
+// for every number of threads.
+struct Network {
+  int64_t channels, height, width;             // of an image
+  std::vector<ConvolutionShape> convolutions;  // the first of which takes images
+  std::vector<int64_t> widths;                 // of what enters the dense layers, of each hidden one, and the classes
+};
+// Images are read through strides (of image, channel, row, column). Either `labels` or `targets` is given; `share`
+// [count] is the weight of each loss, 1 / count where it is null.
+struct NetworkBatch {
+  const float* images;
+  int64_t strides[4];
+  int64_t count;
+  const int64_t* labels;  // [count], classes
+  const float* targets;   // [count, classes], soft labels
+  const float* share;
+};
+// Each returns false if a label is no class.
+//
+// Writes the gradient of the mean cross-entropy in the weights; `loss` is that mean.
+bool network_gradient(const Network& network, const float* weights, const NetworkBatch& batch, float* gradient,
+                      float* loss, int threads);
+// Writes the gradients of <direction, that gradient>, unless null: in the weights (a product with the Hessian), in the
+// images [count, channels, height, width], and in the soft labels [count, classes].
+struct NetworkSecond {
+  float* in_weights;
+  float* in_images;
+  float* in_targets;
+};
+bool network_second(const Network& network, const float* weights, const float* direction, const NetworkBatch& batch,
+                    const NetworkSecond& out, int threads);
+// The number of right predictions (of `labels`), and the sum of the losses.
+bool network_evaluate(const Network& network, const float* weights, const NetworkBatch& batch, int64_t* right,
+                      float* loss);
+
+// The instruction sets that these can use here, best first; and, for tests and benchmarks, the choice of one in this
+// process (false if it is not among them). Their results differ by rounding.
+std::vector<std::string> network_instruction_sets();
+bool network_select_instruction_set(const std::string& name);
+
 }  // namespace fedsynsam

@@ -44,7 +44,14 @@ class Central:
             assert state.evidence is not None
             began = time.perf_counter()
             synthetic, loss = learn(
-                self.config, self.module, self.dataset, state.evidence, state.synthetic, state.round, watch
+                self.config,
+                self.module,
+                self.dataset,
+                state.evidence,
+                state.synthetic,
+                state.round,
+                watch,
+                threads=self.pool.threads,
             )
             return pack(synthetic.tensors(), {"loss": loss, "seconds": round(time.perf_counter() - began, 4)})
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from fedsynsam.fl.small import small_network
+
 Batch = tuple[Tensor, Tensor]  # images [B, C, H, W]; labels int64 [B], or soft labels f32 [B, classes]
 
 
@@ -36,11 +38,13 @@ class RowModel(Protocol):
 class FlatModel:
     """The `RowModel` of one client: a copy of `module` that reads `weights` [1, P] and adds to `gradient` [1, P].
 
-    Writing into `weights` changes the model; nothing is copied. `gradient` may be another model's, to share it.
+    Writing into `weights` changes the model; nothing is copied. `gradient` may be another model's, to share it. Where
+    this library has passes of its own for such a model, they are used in the place of PyTorch's.
     """
 
     def __init__(self, module: nn.Module, device: torch.device, gradient: Tensor | None = None) -> None:
         self.module = copy.deepcopy(module).to(device)
+        self._network = small_network(self.module)
         parameters = list(self.module.parameters())
         self.size = sum(parameter.numel() for parameter in parameters)
         self.weights = torch.empty(1, self.size, device=device)
@@ -59,18 +63,19 @@ class FlatModel:
 
     def backward(self, batch: Batch) -> Tensor:
         """Write the gradient of the mean cross-entropy on `batch` to `gradient`; return the loss [1], detached."""
-        images, labels = batch
-        return self._backward(functional.cross_entropy(self.module(images), labels))
+        return self._backward(*batch, None)
 
     def backward_each(self, batch: RowBatch) -> Tensor:
         """`backward` on the batch of the one client."""
         images, labels, share = batch
-        if share is None:
-            return self.backward((images[0], labels[0]))
-        return self._backward(share[0] @ functional.cross_entropy(self.module(images[0]), labels[0], reduction="none"))
+        return self._backward(images[0], labels[0], None if share is None else share[0])
 
-    def _backward(self, loss: Tensor) -> Tensor:
+    def _backward(self, images: Tensor, labels: Tensor, share: Tensor | None) -> Tensor:
+        if self._network is not None and self._network.takes(images):
+            return self._network.gradient(self.weights, images, labels, share, out=self.gradient).view(1)
         self.gradient.zero_()
+        losses = functional.cross_entropy(self.module(images), labels, reduction="mean" if share is None else "none")
+        loss = losses if share is None else share @ losses
         loss.backward()
         return loss.detach().view(1)
 
@@ -78,6 +83,8 @@ class FlatModel:
     def count_and_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The number of right predictions on `batch`, int64 [], and the sum of its losses, f32 []."""
         images, labels = batch
+        if self._network is not None and self._network.takes(images):
+            return self._network.evaluate(self.weights, images, labels)
         logits = self.module(images)
         right = (logits.argmax(dim=1) == labels).sum()
         return right, functional.cross_entropy(logits, labels, reduction="sum")

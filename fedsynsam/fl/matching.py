@@ -15,13 +15,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsynsam.fl.data import channels_last
+from fedsynsam.fl.small import small_network
 
 
 class FlatLoss:
-    """The loss of `module` as a function of flat weights [P], differentiable twice in weights, images and labels."""
+    """The loss of `module` as a function of flat weights [P], differentiable twice in weights, images and labels.
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
+    Where this library has passes of its own for such a model, gradients take `threads` threads: the bits are the same.
+    """
+
+    def __init__(self, module: nn.Module, threads: int = 1) -> None:
+        self._module, self._network, self._threads = module, small_network(module), threads
         self._named = [(name, parameter.shape) for name, parameter in module.named_parameters()]
         self._sizes = [shape.numel() for _, shape in self._named]
 
@@ -38,7 +42,9 @@ class FlatLoss:
         return shares @ functional.cross_entropy(outputs, labels, reduction="none")
 
     def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, shares: Tensor | None = None) -> Tensor:
-        """Gradient in the weights [P], itself differentiable."""
+        """Gradient in the weights [P], itself differentiable in weights, images and soft labels."""
+        if self._network is not None and self._network.takes(images):
+            return self._network.differentiable_gradient(weights, images, labels, shares, self._threads)
         if not weights.requires_grad:
             weights = weights.detach().requires_grad_()
         return torch.autograd.grad(self(weights, images, labels, shares), weights, create_graph=True)[0]

@@ -77,12 +77,12 @@ def hutchinson_trace(product: Product, like: Tensor, rng: np.random.Generator, *
 class Sharpness:
     """The Hessian of the mean training loss on a fixed sample, as an operator at any weights."""
 
-    def __init__(self, module: nn.Module, dataset: Dataset, seed: int, sample: int = SAMPLE) -> None:
+    def __init__(self, module: nn.Module, dataset: Dataset, seed: int, sample: int = SAMPLE, *, threads: int = 1):
         rng = stream(seed, SHARPNESS)
         count = len(dataset.y_train)
         chosen = torch.from_numpy(rng.choice(count, min(sample, count), replace=False)).to(dataset.y_train.device)
         self.sample: Batch = dataset.x_train[chosen], dataset.y_train[chosen]
-        self._loss = FlatLoss(module)
+        self._loss = FlatLoss(module, threads)
         self._seed = seed
 
     def product(self, weights: Tensor) -> Product:

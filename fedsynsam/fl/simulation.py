@@ -150,7 +150,7 @@ class Simulation:
         self._pool = WorkerPool(
             lambda: Worker(self._module, self._device, self._choice.engine, capture=capture), threads
         )
-        sharpness = Sharpness(self._module, self._dataset, config.seed)
+        sharpness = Sharpness(self._module, self._dataset, config.seed, threads=threads)
         self._central = Central(
             self.config, self._module, self._dataset, self._device, self._pool, self._group, sharpness
         )

@@ -49,13 +49,15 @@ def learn(
     previous: SyntheticSet | None,
     round_number: int,
     on_step: OnStep | None = None,
+    *,
+    threads: int = 1,
 ) -> tuple[SyntheticSet, float]:
     """The synthetic set after `round_number` rounds, learned anew or, in a third of the steps, from `previous`.
 
     Beside it the matching loss that it ended with: the mean over the last tenth of the steps, rounded to four digits.
 
     `dataset` gives the shape and range of images and the number of classes, nothing else. `on_step` sees every step
-    and ends the learning by raising `CutShort`; what was learned so far is then used.
+    and ends the learning by raising `CutShort`; what was learned so far is then used. `threads` as in `FlatLoss`.
     """
     rng = stream(config.seed, SYNTHESIS, round_number)
     first = previous if previous is not None else first_set(dataset, config.synthetic_images, rng)
@@ -71,7 +73,7 @@ def learn(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * step / steps))
     )
-    loss = FlatLoss(module)
+    loss = FlatLoss(module, threads)
     pieces = _Pieces(config, evidence, LabelMix.of(module, dataset.classes), logits.argmax(dim=1), rng)
     losses = list[float]()
     for step in range(steps):

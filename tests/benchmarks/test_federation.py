@@ -21,6 +21,7 @@ def test_every_case_is_measured(tmp_path, monkeypatch):
     assert [row["gradients"] for row in rows] == ["1.00", "1.00", "2.00", "1.05", "2.05", "2.00"]
     for row in rows:
         assert float(row["ratio"]) > 0.3
+        assert float(row["to_pytorch"]) > 0
         assert row["met"] in (("",) if row["goal"] == "" else ("yes", "no"))
     assert torch.get_num_threads() >= 1
 

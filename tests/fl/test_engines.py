@@ -52,6 +52,13 @@ def row_weights(module: nn.Module, rows: int) -> torch.Tensor:
     return flat + 0.01 * torch.randn(rows, len(flat), generator=generator)
 
 
+@pytest.fixture(autouse=True)
+def smooth_resnet(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ResNet-18 without ReLU's kink: of its 100,000 units one is often so near zero that rounding switches it."""
+    if "resnet18" in request.node.name:
+        monkeypatch.setattr(torch, "relu", functional.softplus)  # which nn.ReLU calls, too
+
+
 def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     """Within `tolerance` of the largest value."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
@@ -79,7 +86,8 @@ def test_each_row_is_a_model_of_its_own(name, unfold) -> None:
 @pytest.mark.parametrize(("name", "shape"), [("cnn", SHAPES["cnn"]), ("resnet18", (1, 8, 8)), ("resnet18", (3, 8, 8))])
 def test_one_batch_for_all_rows(name, shape, soft) -> None:
     module = build_model(name, shape, 4, seed=0)
-    images, labels = channels_last(torch.randn(6, *shape)), torch.arange(6) % 4
+    generator = torch.Generator().manual_seed(6)
+    images, labels = channels_last(torch.randn(6, *shape, generator=generator)), torch.arange(6) % 4
     targets = functional.one_hot(labels, 4).float() * 0.8 + 0.05 if soft else labels
     batched, single = BatchedModel(module, CPU, 2, unfold=False), FlatModel(module, CPU)
     batched.weights.copy_(row_weights(module, 2))

@@ -1,0 +1,170 @@
+// Dense layers, for few images and few units: a library's matrix product would first have to lay blocks out anew.
+#include "cpu/dense.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <vector>
+
+#include "cpu/tiles.h"
+
+namespace fedsynsam {
+namespace {
+
+struct Forward {
+  const Dense& layer;
+  const float* x;
+  const float* weight;
+  const float* bias;
+  bool add;
+  float* y;
+};
+
+struct Backward {
+  const Dense& layer;
+  const float* x;  // weight: images [lane, inputs]
+  const float* weight;
+  const float* grad;  // weight: [lane, outputs]; input: [outputs, lane]
+  bool add;           // input: to what is there; weight: always
+  float* out;
+};
+
+template <typename Isa, int kUnits>
+FSS_INLINE void forward_units(const Forward& f, int64_t unit) {
+  using V = typename Vector<Isa::kWidth>::type;
+  const int64_t inputs = f.layer.inputs;
+  const float* w = f.weight + unit * inputs;
+  for (int part = 0; part < kLanes; part += Isa::kWidth) {
+    V sum[kUnits];
+    FSS_UNROLL for (int u = 0; u < kUnits; ++u) sum[u] = f.bias ? V{} + f.bias[unit + u] : V{};
+    for (int64_t i = 0; i < inputs; ++i) {
+      const V x = *reinterpret_cast<const V*>(f.x + i * kLanes + part);
+      FSS_UNROLL for (int u = 0; u < kUnits; ++u) sum[u] += x * w[u * inputs + i];
+    }
+    FSS_UNROLL for (int u = 0; u < kUnits; ++u) {
+      auto* y = reinterpret_cast<V*>(f.y + (unit + u) * kLanes + part);
+      *y = f.add ? *y + sum[u] : sum[u];
+    }
+  }
+}
+
+template <typename Isa>
+FSS_INLINE void forward_all(const Forward& f) {
+  const int64_t outputs = f.layer.outputs, even = outputs / Isa::kUnits * Isa::kUnits;
+  for (int64_t u = 0; u < even; u += Isa::kUnits) forward_units<Isa, Isa::kUnits>(f, u);
+  for (int64_t u = even; u < outputs; ++u) forward_units<Isa, 1>(f, u);
+}
+
+template <typename Isa, int kUnits>
+FSS_INLINE void input_units(const Backward& b, int64_t unit) {
+  using V = typename Vector<Isa::kWidth>::type;
+  const int64_t inputs = b.layer.inputs;
+  for (int part = 0; part < kLanes; part += Isa::kWidth) {
+    V sum[kUnits];
+    FSS_UNROLL for (int u = 0; u < kUnits; ++u) sum[u] = V{};
+    for (int64_t o = 0; o < b.layer.outputs; ++o) {
+      const V given = *reinterpret_cast<const V*>(b.grad + o * kLanes + part);
+      const float* w = b.weight + o * inputs + unit;
+      FSS_UNROLL for (int u = 0; u < kUnits; ++u) sum[u] += given * w[u];
+    }
+    FSS_UNROLL for (int u = 0; u < kUnits; ++u) {
+      auto* target = reinterpret_cast<V*>(b.out + (unit + u) * kLanes + part);
+      *target = b.add ? *target + sum[u] : sum[u];
+    }
+  }
+}
+
+template <typename Isa>
+FSS_INLINE void input_all(const Backward& b) {
+  const int64_t inputs = b.layer.inputs, even = inputs / Isa::kUnits * Isa::kUnits;
+  for (int64_t u = 0; u < even; u += Isa::kUnits) input_units<Isa, Isa::kUnits>(b, u);
+  for (int64_t u = even; u < inputs; ++u) input_units<Isa, 1>(b, u);
+}
+
+// kTaps rows by kVectors vectors of weights, from (row, column) on; here a vector is as many inputs, not images.
+template <typename Isa, int kTaps, int kVectors>
+FSS_INLINE void weight_tile(const Backward& b, int64_t row, int64_t column) {
+  using V = typename Vector<Isa::kWidth>::type;
+  const int64_t inputs = b.layer.inputs, outputs = b.layer.outputs;
+  V sum[kTaps][kVectors];
+  FSS_UNROLL for (int t = 0; t < kTaps; ++t) { FSS_UNROLL for (int v = 0; v < kVectors; ++v) sum[t][v] = V{}; }
+  for (int l = 0; l < kLanes; ++l) {
+    const float* x = b.x + l * inputs + column;
+    const float* g = b.grad + l * outputs + row;
+    FSS_UNROLL for (int v = 0; v < kVectors; ++v) {
+      V units;
+      std::memcpy(&units, x + v * Isa::kWidth, sizeof(V));  // of any address
+      FSS_UNROLL for (int t = 0; t < kTaps; ++t) sum[t][v] += units * g[t];
+    }
+  }
+  FSS_UNROLL for (int t = 0; t < kTaps; ++t) {
+    FSS_UNROLL for (int v = 0; v < kVectors; ++v) {
+      float* target = b.out + (row + t) * inputs + column + v * Isa::kWidth;
+      V old;
+      std::memcpy(&old, target, sizeof(V));
+      old += sum[t][v];
+      std::memcpy(target, &old, sizeof(V));
+    }
+  }
+}
+
+template <typename Isa, int kTaps>
+FSS_INLINE void weight_rows(const Backward& b, int64_t row) {
+  constexpr int kVectors = 4;
+  const int64_t inputs = b.layer.inputs, outputs = b.layer.outputs;
+  int64_t column = 0;
+  for (; column + kVectors * Isa::kWidth <= inputs; column += kVectors * Isa::kWidth) {
+    weight_tile<Isa, kTaps, kVectors>(b, row, column);
+  }
+  for (; column + Isa::kWidth <= inputs; column += Isa::kWidth) weight_tile<Isa, kTaps, 1>(b, row, column);
+  for (; column < inputs; ++column) {
+    for (int t = 0; t < kTaps; ++t) {
+      float sum = 0.0f;
+      for (int l = 0; l < kLanes; ++l) sum += b.x[l * inputs + column] * b.grad[l * outputs + row + t];
+      b.out[(row + t) * inputs + column] += sum;
+    }
+  }
+}
+
+template <typename Isa>
+FSS_INLINE void weight_all(const Backward& b) {
+  const int64_t outputs = b.layer.outputs, even = outputs / Isa::kTaps * Isa::kTaps;
+  for (int64_t row = 0; row < even; row += Isa::kTaps) weight_rows<Isa, Isa::kTaps>(b, row);
+  for (int64_t row = even; row < outputs; ++row) weight_rows<Isa, 1>(b, row);
+}
+
+FSS_FOR_EACH_ISA(forward, Forward, forward_all)
+FSS_FOR_EACH_ISA(weight_gradient, Backward, weight_all)
+FSS_FOR_EACH_ISA(input_gradient, Backward, input_all)
+
+// [units, lane] as [lane, units].
+void transpose(const float* block, int64_t units, float* out) {
+  for (int64_t unit = 0; unit < units; ++unit) {
+    for (int l = 0; l < kLanes; ++l) out[l * units + unit] = block[unit * kLanes + l];
+  }
+}
+
+}  // namespace
+
+void dense_forward_block(const Dense& layer, const float* x, const float* weight, const float* bias, bool add,
+                         float* y) {
+  forward({layer, x, weight, bias, add, y});
+}
+
+void dense_weight_block(const Dense& layer, const float* x, const float* grad, float* grad_weight, float* grad_bias) {
+  static thread_local std::vector<float> memory;
+  memory.resize(std::max<size_t>(memory.size(), (layer.inputs + layer.outputs) * kLanes));
+  float* images = memory.data();
+  float* given = images + layer.inputs * kLanes;
+  transpose(x, layer.inputs, images);
+  transpose(grad, layer.outputs, given);
+  weight_gradient({layer, images, nullptr, given, true, grad_weight});
+  if (!grad_bias) return;
+  for (int64_t unit = 0; unit < layer.outputs; ++unit) grad_bias[unit] += total<kLanes>(grad + unit * kLanes);
+}
+
+void dense_input_block(const Dense& layer, const float* weight, const float* grad, bool add, float* grad_x) {
+  input_gradient({layer, nullptr, weight, grad, add, grad_x});
+}
+
+}  // namespace fedsynsam

@@ -1,0 +1,142 @@
+"""Passes of a small classifier on a CPU, each one call: its gradient, the gradient's gradients, its right predictions.
+
+For a model of some ten thousand weights, operators and automatic differentiation cost about as much as the arithmetic,
+and hold Python's lock while they do; and libraries' convolutions are made for many channels, with few they compute
+mostly padding. The passes take images in blocks instead (csrc/cpu/tiles.h).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .extension import address, loaded
+
+KERNELS = (3, 5)  # sizes of a convolution that there is code for
+
+
+@dataclass(frozen=True)
+class SmallNetwork:
+    """Convolutions, each with 2x2 max pooling and ReLU, then dense layers with ReLU between them; all have a bias.
+
+    Convolutions have no padding and stride 1; where a window has equal values the first counts as its maximum. Weights
+    and gradients are one flat vector f32 [P]: weight and bias of each layer in order. Images are f32 [N, C, H, W] in
+    any memory format; `labels` are classes, int64 [N], or soft, f32 [N, classes]. A loss is the mean cross-entropy, or
+    the sum weighted by `share` f32 [N]. Everything is on the CPU. The number of threads changes no bit. A label that is
+    no class raises IndexError.
+    """
+
+    convolutions: tuple[tuple[int, int, int], ...]  # inputs, outputs, size of the kernel
+    dense: tuple[tuple[int, int], ...]  # inputs, outputs
+
+    def takes(self, images: Tensor) -> bool:
+        """Whether the layers fit images of this shape."""
+        return images.dim() == 4 and images.dtype == torch.float32 and _compiled(self, *images.shape[1:]) is not None
+
+    def gradient(
+        self, weights: Tensor, images: Tensor, labels: Tensor, share: Tensor | None = None, *, out: Tensor
+    ) -> Tensor:
+        """Write the gradient of the loss in the weights to `out` [P]; return the loss, f32 []. One thread."""
+        loss = weights.new_empty(())
+        self._call("gradient", weights, _Batch(images, labels, share), out.data_ptr(), loss.data_ptr(), 1)
+        return loss
+
+    def differentiable_gradient(
+        self, weights: Tensor, images: Tensor, labels: Tensor, share: Tensor | None, threads: int
+    ) -> Tensor:
+        """The gradient of the loss in the weights [P]; it has gradients in weights, images and soft labels."""
+        gradient: Tensor = _Gradient.apply(weights, images, labels, share, self, threads)
+        return gradient
+
+    def evaluate(self, weights: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The number of right predictions, int64 [], and the sum of the cross-entropies, f32 []. One thread."""
+        right, loss = torch.empty((), dtype=torch.int64), weights.new_empty(())
+        labels = labels.contiguous()
+        batch = (images.data_ptr(), images.stride(), len(images), labels.data_ptr())
+        network = _compiled(self, *images.shape[1:])
+        self._check(
+            loaded().network_evaluate_cpu(network, weights.data_ptr(), *batch, right.data_ptr(), loss.data_ptr())
+        )
+        return right, loss
+
+    def _call(self, name: str, weights: Tensor, batch: _Batch, *arguments: int) -> None:
+        network = _compiled(self, *batch.images.shape[1:])
+        function = getattr(loaded(), f"network_{name}_cpu")
+        self._check(function(network, weights.data_ptr(), *batch.pointers(), *arguments))
+
+    def _check(self, labels_are_classes: bool) -> None:
+        if not labels_are_classes:
+            raise IndexError(f"a label is none of the model's classes, 0 to {self.dense[-1][1] - 1}")
+
+
+class _Batch:
+    """Images, labels and shares as the extension takes them; it holds them for as long."""
+
+    def __init__(self, images: Tensor, labels: Tensor, share: Tensor | None) -> None:
+        self.images, self.labels = images, labels.contiguous()
+        self.share = None if share is None else share.contiguous()
+
+    def pointers(self) -> tuple[Any, ...]:
+        soft, labels = self.labels.is_floating_point(), self.labels.data_ptr()
+        classes, targets = (0, labels) if soft else (labels, 0)
+        return (self.images.data_ptr(), self.images.stride(), len(self.images), classes, targets, address(self.share))
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient g of the loss in the weights; backward gives the derivatives of ⟨v, g⟩ for a given v."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weights: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        share: Tensor | None,
+        network: SmallNetwork,
+        threads: int,
+    ) -> Tensor:
+        weights = weights.contiguous()
+        gradient, loss = torch.empty_like(weights), weights.new_empty(())
+        ctx.save_for_backward(weights, images, labels, share)
+        ctx.network, ctx.threads = network, threads
+        batch = _Batch(images, labels, share)
+        network._call("gradient", weights, batch, gradient.data_ptr(), loss.data_ptr(), threads)
+        return gradient
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        weights, images, labels, share = ctx.saved_tensors
+        direction = direction.contiguous()
+        wanted = ctx.needs_input_grad
+        in_weights = torch.empty_like(weights) if wanted[0] else None
+        in_images = images.new_empty(images.shape) if wanted[1] else None
+        in_labels = labels.new_empty(labels.shape) if wanted[2] else None
+        outputs = [address(tensor) for tensor in (in_weights, in_images, in_labels)]
+        batch = _Batch(images, labels, share)
+        ctx.network._call("second", weights, batch, direction.data_ptr(), *outputs, ctx.threads)
+        return in_weights, in_images, in_labels, None, None, None
+
+
+@cache
+def _compiled(network: SmallNetwork, channels: int, height: int, width: int) -> Any:
+    """The extension's object for images of this shape; None if the layers do not fit them."""
+    image, shapes = (channels, height, width), list[tuple[int, ...]]()
+    for inputs, outputs, kernel in network.convolutions:
+        if inputs != channels:
+            return None
+        shapes.append((inputs, height, width, outputs, kernel))
+        channels, height, width = outputs, (height - kernel + 1) // 2, (width - kernel + 1) // 2
+        if min(height, width) < 1:
+            return None
+    widths = [channels * height * width]
+    for inputs, outputs in network.dense:
+        if inputs != widths[-1]:
+            return None
+        widths.append(outputs)
+    return loaded().Network(image, shapes, widths)

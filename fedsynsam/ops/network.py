@@ -7,8 +7,7 @@ mostly padding. The passes take images in blocks instead (csrc/cpu/tiles.h).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,10 +32,11 @@ class SmallNetwork:
 
     convolutions: tuple[tuple[int, int, int], ...]  # inputs, outputs, size of the kernel
     dense: tuple[tuple[int, int], ...]  # inputs, outputs
+    _objects: dict[torch.Size, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def takes(self, images: Tensor) -> bool:
         """Whether the layers fit images of this shape."""
-        return images.dim() == 4 and images.dtype == torch.float32 and _compiled(self, *images.shape[1:]) is not None
+        return images.dim() == 4 and images.dtype == torch.float32 and self._compiled(images) is not None
 
     def gradient(
         self, weights: Tensor, images: Tensor, labels: Tensor, share: Tensor | None = None, *, out: Tensor
@@ -58,14 +58,21 @@ class SmallNetwork:
         right, loss = torch.empty((), dtype=torch.int64), weights.new_empty(())
         labels = labels.contiguous()
         batch = (images.data_ptr(), images.stride(), len(images), labels.data_ptr())
-        network = _compiled(self, *images.shape[1:])
+        network = self._compiled(images)
         self._check(
             loaded().network_evaluate_cpu(network, weights.data_ptr(), *batch, right.data_ptr(), loss.data_ptr())
         )
         return right, loss
 
+    def _compiled(self, images: Tensor) -> Any:
+        """The extension's object for images of this shape; None if the layers do not fit them."""
+        shape = images.shape[1:]
+        if shape not in self._objects:
+            self._objects[shape] = _compile(self, *shape)
+        return self._objects[shape]
+
     def _call(self, name: str, weights: Tensor, batch: _Batch, *arguments: int) -> None:
-        network = _compiled(self, *batch.images.shape[1:])
+        network = self._compiled(batch.images)
         function = getattr(loaded(), f"network_{name}_cpu")
         self._check(function(network, weights.data_ptr(), *batch.pointers(), *arguments))
 
@@ -123,9 +130,7 @@ class _Gradient(torch.autograd.Function):
         return in_weights, in_images, in_labels, None, None, None
 
 
-@cache
-def _compiled(network: SmallNetwork, channels: int, height: int, width: int) -> Any:
-    """The extension's object for images of this shape; None if the layers do not fit them."""
+def _compile(network: SmallNetwork, channels: int, height: int, width: int) -> Any:
     image, shapes = (channels, height, width), list[tuple[int, ...]]()
     for inputs, outputs, kernel in network.convolutions:
         if inputs != channels:

@@ -5,8 +5,9 @@ evaluation) beside the bare time: the forward and backward passes of the same cl
 local step, by the same threads, and nothing else. They are made as the simulator makes them, and by PyTorch alone.
 After each round both are timed, so that a load on the machine falls on all; `ratio` is the median over rounds of a
 round's time to that of the simulator's passes beside it, and `low` and `high` its quartiles, `to_pytorch` the median
-against PyTorch's. Learning the synthetic set is not counted. `gradients` counts the passes of the round itself, forward
-and backward, for each local step. `--presets` measures every preset in the place of those with goals.
+against PyTorch's, and `met` says whether the latter is within the goal, `met_by_own` whether `ratio` is. Learning the
+synthetic set is not counted. `gradients` counts the passes of the round itself, forward and backward, for each local
+step. `--presets` measures every preset in the place of those with goals.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ def measure(case: Case, cohort: int, timed: int, cores: int) -> dict[str, Any]:
         "high": f"{high:.3f}",
         "to_pytorch": f"{to_pytorch:.3f}",
         "goal": "" if case.goal is None else case.goal,
-        "met": "" if case.goal is None else "yes" if ratio <= case.goal else "no",
+        "met": "" if case.goal is None else "yes" if to_pytorch <= case.goal else "no",
+        "met_by_own": "" if case.goal is None else "yes" if ratio <= case.goal else "no",
     }
 
 

@@ -44,12 +44,16 @@ def _facts(figure: Figure, rows: Sequence[Row]) -> None:
 
 
 def federation(rows: Sequence[Row]) -> Figure:
-    """Draw a bar for each case, its quartiles, and its goal."""
-    figure, [axes] = new_figure(1, width=7.5, height=1.1 + 0.36 * len(rows))
+    """Draw two bars a case: against this library's passes, with quartiles, and against PyTorch's; and its goal."""
+    figure, [axes] = new_figure(1, width=7.5, height=1.4 + 0.36 * len(rows))
     names = [f"{row['algorithm']}, {row['compressor']}\n{row['options']}".strip() for row in rows]
     ratios = [float(row["ratio"]) for row in rows]
     spread = [[abs(float(row["ratio"]) - float(row[key])) for row in rows] for key in ("low", "high")]
-    axes.barh(names, ratios, xerr=spread, color=COLORS[0], height=0.6, error_kw={"linewidth": 1})
+    own = {"color": COLORS[0], "height": 0.3, "label": "of this library's bare passes"}
+    axes.barh([place - 0.17 for place in range(len(rows))], ratios, xerr=spread, error_kw={"linewidth": 1}, **own)
+    theirs, less = [float(row["to_pytorch"]) for row in rows], [place + 0.17 for place in range(len(rows))]
+    axes.barh(less, theirs, color=COLORS[1], height=0.3, label="of PyTorch's")
+    axes.set_yticks(range(len(rows)), names)
     for place, row in enumerate(rows):
         if row["goal"]:
             axes.plot([float(row["goal"])] * 2, [place - 0.4, place + 0.4], color=COLORS[2], linewidth=2.5)
@@ -58,7 +62,8 @@ def federation(rows: Sequence[Row]) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     goal = "; red: goal" if any(row["goal"] for row in rows) else ""
-    axes.set_xlabel(f"a round in multiples of its bare passes{goal}")
+    axes.set_xlabel(f"a round in multiples of bare passes{goal}")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     _facts(figure, rows)
     return figure
 

@@ -165,6 +165,15 @@ void bind_network(py::module_& m) {
   using fedsynsam::Network;
   using Strides = std::array<int64_t, 4>;
   py::class_<Network>(m, "Network").def(py::init(&network));
+  m.def(
+      "gather_images_cpu",
+      [](uintptr_t bytes, int64_t images, int64_t pixels, int64_t channels, uintptr_t shift, uintptr_t scale,
+         uintptr_t indices, int64_t count, uintptr_t out) {
+        return fedsynsam::gather_images({pointer<uint8_t>(bytes), images, pixels, channels, pointer<float>(shift),
+                                         pointer<float>(scale)},
+                                        pointer<int64_t>(indices), count, pointer<float>(out));
+      },
+      py::call_guard<py::gil_scoped_release>());
   m.def("network_instruction_sets", &fedsynsam::network_instruction_sets,
         "Names of the instruction sets that the passes can use here, best first");
   m.def("network_select_instruction_set", &fedsynsam::network_select_instruction_set,

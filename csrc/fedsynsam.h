@@ -221,4 +221,14 @@ bool network_evaluate(const Network& network, const float* weights, const Networ
 std::vector<std::string> network_instruction_sets();
 bool network_select_instruction_set(const std::string& name);
 
+// Images as they are stored, [count, pixels, channels], and each channel's shift and scale. `out` [indices, pixels,
+// channels] gets (stored - shift) / scale. Returns false if an index is out of range; what is in `out` is of no use then.
+struct StoredImages {
+  const uint8_t* bytes;
+  int64_t count, pixels, channels;
+  const float* shift;
+  const float* scale;
+};
+bool gather_images(const StoredImages& stored, const int64_t* indices, int64_t count, float* out);
+
 }  // namespace fedsynsam

@@ -18,6 +18,8 @@ from torch import Tensor
 from fedsynsam.errors import DataError
 from fedsynsam.fl.data_files import Arrays, read_cifar, read_fashion_mnist, read_npz
 from fedsynsam.fl.tensorfile import checksum
+from fedsynsam.ops import backend
+from fedsynsam.ops.network import gather_images
 
 EMBEDDED = "fashion_mnist_subset.npz.xz"
 EMBEDDED_SHA256 = "9ab9f1f5d706ff9ccedeb279c758eb79752a78981c4dcd1a9c90db79c93308bc"
@@ -44,8 +46,16 @@ class Images:
             raw = self.stored[which]
         else:
             indices = torch.as_tensor(which, device=self.device)
+            if self._gathers_here:
+                return gather_images(self.stored, indices, self.shift, self.scale).movedim(-1, -3)
             raw = self.stored.index_select(0, indices.reshape(-1)).view(*indices.shape, *self.stored.shape[1:])
         return raw.sub(self.shift).div_(self.scale).movedim(-1, -3)
+
+    @property
+    def _gathers_here(self) -> bool:
+        """Whether the extension gathers these images."""
+        ours = self.stored.dtype == torch.uint8 and self.stored.is_contiguous()
+        return ours and self.stored.is_cpu and backend.choose("gather_images", self.device) == "cpu"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -2,7 +2,7 @@
 
 | engine | clients at a time in a thread | a convolution is |
 |---|---|---|
-| `sequential` | one, in a flat model whose weights and gradients are written in place | the library's |
+| `sequential` | one, in a flat model whose weights and gradients are written in place | our own, or the library's |
 | `batched` | a group, as rows of a matrix [R, P] | a grouped convolution |
 | `unfold` | a group | a matrix product of unfolded images |
 

@@ -58,9 +58,9 @@ class Steps:
         place = step % AHEAD
         if place == 0 or self._first != step - place:
             self._first = step - place
-            self._gathered = self._gather(self._indices[self._first : self._first + AHEAD])
-        images, labels = self._gathered
-        return RowBatch(images[place], labels[place], self._share)
+            several = self._gather(self._indices[self._first : self._first + AHEAD])
+            self._gathered = [RowBatch(*one, self._share) for one in zip(*map(torch.unbind, several), strict=True)]
+        return self._gathered[place]
 
     def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.dataset.x_train[indices], self.dataset.y_train[indices]

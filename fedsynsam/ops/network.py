@@ -130,6 +130,20 @@ class _Gradient(torch.autograd.Function):
         return in_weights, in_images, in_labels, None, None, None
 
 
+def gather_images(stored: Tensor, indices: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(stored[indices] − shift) / scale of uint8 images [N, H, W, C] on the CPU, in one pass: f32 [*, H, W, C].
+
+    `indices` int64 [*], `shift` and `scale` f32 [C]; the bits are PyTorch's. An index out of range raises IndexError.
+    """
+    count, height, width, channels = stored.shape
+    out = torch.empty(*indices.shape, height, width, channels)
+    indices = indices.contiguous()
+    known = (stored.data_ptr(), count, height * width, channels, shift.data_ptr(), scale.data_ptr())
+    if not loaded().gather_images_cpu(*known, indices.data_ptr(), indices.numel(), out.data_ptr()):
+        raise IndexError(f"an index of an image is not from 0 to {count - 1}")
+    return out
+
+
 def _compile(network: SmallNetwork, channels: int, height: int, width: int) -> Any:
     image, shapes = (channels, height, width), list[tuple[int, ...]]()
     for inputs, outputs, kernel in network.convolutions:

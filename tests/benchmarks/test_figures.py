@@ -22,7 +22,8 @@ def test_each_is_drawn(tmp_path):
 def test_bars_and_lines_are_the_numbers_of_the_files():
     rows = figures.read(RESULTS / "federation.csv")
     bars = figures.federation(rows).axes[0].patches
-    assert [bar.get_width() for bar in bars] == [float(row["ratio"]) for row in rows]
+    expected = [float(row[key]) for key in ("ratio", "to_pytorch") for row in rows]
+    assert [bar.get_width() for bar in bars] == expected
     study = [figures.read(RESULTS / name / "results.csv") for name in ("standard", "heterogeneity")]
     left = figures.sharpness(*study).axes[0]
     own = [float(row["sharpness"]) for row in study[0] if (row["algorithm"], row["compressor"]) == ("fedavg", "none")]

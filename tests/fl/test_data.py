@@ -36,19 +36,23 @@ def test_embedded_subset_is_checked(monkeypatch) -> None:
         load_dataset("fashion-mnist-subset")
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_images_are_normalised_as_they_are_taken(dtype) -> None:
-    raw = np.random.default_rng(0).uniform(0, 256, (12, 5, 6, 3)).astype(dtype)
+def test_images_are_normalised_as_they_are_taken(dtype, channels) -> None:
+    raw = np.random.default_rng(0).uniform(0, 256, (12, 5, 6, channels)).astype(dtype)
     labels = np.arange(12) % 2
     dataset = dataset_from_arrays("x", {"x_train": raw, "y_train": labels, "x_test": raw[:2], "y_test": labels[:2]})
     images, indices = dataset.x_train, torch.tensor([[5, 0], [5, 11]])
-    assert (images.stored.dtype, len(images), images.shape) == (torch.from_numpy(raw).dtype, 12, (12, 3, 5, 6))
+    assert (images.stored.dtype, len(images), images.shape) == (torch.from_numpy(raw).dtype, 12, (12, channels, 5, 6))
     values = raw.astype(np.float64) / (255 if dtype == np.uint8 else 1)
     expected = ((values - values.mean(axis=(0, 1, 2))) / values.std(axis=(0, 1, 2))).transpose(0, 3, 1, 2)
     taken = images[indices]
     np.testing.assert_allclose(taken.numpy(), expected[indices.numpy()], atol=1e-5)
     assert torch.equal(images[indices.numpy()], taken)
     np.testing.assert_array_equal(images[3:7].numpy(), images[torch.arange(3, 7)].numpy())
+    for index in (-1, 12):
+        with pytest.raises(IndexError):
+            images[torch.tensor([0, index])]
     assert taken.movedim(-3, -1).is_contiguous()  # channels last
     np.testing.assert_allclose(dataset.low.numpy(), expected.min(axis=(0, 2, 3)), atol=1e-5)
     np.testing.assert_allclose(dataset.high.numpy(), expected.max(axis=(0, 2, 3)), atol=1e-5)

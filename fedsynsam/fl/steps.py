@@ -58,8 +58,9 @@ class Steps:
         place = step % AHEAD
         if place == 0 or self._first != step - place:
             self._first = step - place
-            several = self._gather(self._indices[self._first : self._first + AHEAD])
-            self._gathered = [RowBatch(*one, self._share) for one in zip(*map(torch.unbind, several), strict=True)]
+            images, labels = self._gather(self._indices[self._first : self._first + AHEAD])
+            pairs = zip(images.unbind(0), labels.unbind(0), strict=True)
+            self._gathered = [RowBatch(*pair, self._share) for pair in pairs]
         return self._gathered[place]
 
     def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:

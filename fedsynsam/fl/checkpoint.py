@@ -9,10 +9,12 @@ all.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,7 +98,7 @@ def _state_blob(state: ServerState, table: Mapping[int, tuple[int, int]]) -> byt
     tensors = {"weights": state.weights}
     if state.previous is not None:
         tensors["previous"] = state.previous
-    tensors["clients"] = _rows([(client, *entry) for client, entry in sorted(table.items())], 3)
+    tensors["clients"] = _table(table)
     tensors |= {f"memory/{name}": vector for name, vector in state.memory.items()}
     tensors["holders"] = _rows(sorted(state.holders.items()), 2)
     tensors["last"] = _rows(sorted(state.last_round.items()), 2)
@@ -183,6 +185,13 @@ def _grouped(tensors: dict[str, Tensor], prefix: str) -> dict[int, dict[str, Ten
             _, number, rest = key.split("/", 2)
             groups.setdefault(int(number), {})[rest] = value
     return groups
+
+
+def _table(table: Mapping[int, tuple[int, int]]) -> Tensor:
+    """Rows (client, round, step) as int64 [clients, 3], by client; through arrays, because there may be many."""
+    clients = np.fromiter(table, np.int64, len(table))
+    entries = np.fromiter(itertools.chain.from_iterable(table.values()), np.int64, 2 * len(table)).reshape(-1, 2)
+    return torch.from_numpy(np.column_stack([clients, entries])[np.argsort(clients)])
 
 
 def _rows(rows: list[tuple[int, ...]], width: int) -> Tensor:

@@ -14,7 +14,7 @@ from fedsynsam.fl.flat import FlatModel, flat_weights
 from fedsynsam.fl.matching import FlatLoss, gradient_mismatch, trajectory_mismatch
 from fedsynsam.fl.metrics import CutShort, StepProgress
 from fedsynsam.fl.models import build_model
-from fedsynsam.fl.synthesis import first_set, learn
+from fedsynsam.fl.synthesis import Adam, first_set, learn
 from fedsynsam.fl.synthetic import SyntheticSet
 
 
@@ -210,3 +210,26 @@ def test_trajectory_mismatch_follows_gradient_descent(tiny_dataset) -> None:
     assert trajectory_mismatch(*arguments, reached, 3).item() == pytest.approx(0.0, abs=1e-8)
     assert trajectory_mismatch(*arguments, reached, 0).item() == pytest.approx(1.0)
     assert trajectory_mismatch(*arguments, start, 0).item() == 0.0
+
+
+def test_adam_is_pytorchs() -> None:
+    """Bit for bit, under a schedule, and for a tensor that never has a gradient."""
+    rng = torch.Generator().manual_seed(0)
+    own = [torch.randn(*shape, generator=rng, requires_grad=True) for shape in ((5, 3), (4,), ())]
+    theirs = [tensor.detach().clone().requires_grad_() for tensor in own]
+    rates = (0.05, 0.01, 0.1)
+    ours = Adam(dict(zip(own, rates, strict=True)))
+    reference = torch.optim.Adam(
+        [{"params": [t], "lr": lr} for t, lr in zip(theirs, rates, strict=True)], foreach=False
+    )
+    for step in range(20):
+        factor = 1 / (1 + step)
+        for mine, other in zip(own[:2], theirs[:2], strict=True):
+            mine.grad = torch.randn(mine.shape, generator=rng)
+            other.grad = mine.grad.clone()
+        ours.step(factor)
+        for group, rate in zip(reference.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        reference.step()
+        assert all(torch.equal(mine, other) for mine, other in zip(own, theirs, strict=True))
+        assert all(tensor.grad is None for tensor in own)

@@ -2,8 +2,9 @@
 
     python tests/fuzz/sanitized.py [SECONDS]
 
-Builds csrc into a temporary folder with g++, loads it in the place of fedsynsam._C in a process of its own, and replays
-tests/fuzz/corpus; with SECONDS it goes on with random changes of its inputs for as long.
+Builds csrc into a temporary folder with g++, loads it in the place of fedsynsam._C in a process of its own, makes passes
+of small networks with each instruction set, and replays tests/fuzz/corpus; with SECONDS it goes on with random changes
+of its inputs for as long.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = Path(__file__).with_name("corpus")
@@ -44,6 +46,30 @@ def build(folder: Path) -> Path:
     return library
 
 
+def networks(module: ModuleType) -> None:
+    """Every pass of networks whose sizes are no multiples of anything."""
+    import torch
+
+    from fedsynsam.ops.network import SmallNetwork
+
+    shapes = (
+        (SmallNetwork(((1, 8, 5), (8, 16, 5)), ((256, 128), (128, 10))), (1, 28, 28)),
+        (SmallNetwork(((3, 5, 3),), ((120, 37), (37, 7))), (3, 11, 15)),
+        (SmallNetwork((), ((48, 33), (33, 4))), (3, 4, 4)),
+    )
+    for name in module.network_instruction_sets():
+        assert module.network_select_instruction_set(name)
+        for network, shape in shapes:
+            size = sum(b * (a * k * k + 1) for a, b, k in network.convolutions)
+            weights = torch.randn(size + sum(b * (a + 1) for a, b in network.dense), requires_grad=True)
+            for count in (1, 33, 70):
+                images = torch.randn(count, *shape, requires_grad=True)
+                labels = torch.randint(network.dense[-1][1], (count,))
+                network.evaluate(weights, images, labels)
+                gradient = network.differentiable_gradient(weights, images, labels, torch.rand(count), 2)
+                gradient.square().sum().backward()
+
+
 def replay(library: Path, seconds: float) -> None:
     """Load the library as fedsynsam._C and run the corpus, then changed inputs."""
     spec = importlib.util.spec_from_file_location("fedsynsam._C", library)
@@ -58,6 +84,7 @@ def replay(library: Path, seconds: float) -> None:
     from fedsynsam.ops import backend
 
     assert backend.extension is module, "another extension was loaded"
+    networks(module)
     inputs = [*payload.seeds(), *(path.read_bytes() for path in sorted(CORPUS.iterdir()))]
     for data in inputs:
         payload.one_input(data)

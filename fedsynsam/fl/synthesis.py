@@ -90,7 +90,7 @@ def learn(
 
 
 class Adam:
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980), bit for bit as `torch.optim.Adam` computes it on one tensor at a time.
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980), bit for bit as `torch.optim.Adam` computes it tensor by tensor.
 
     That one imports PyTorch's compiler when it is first used, which takes a second and more: a tenth of a default run.
     """

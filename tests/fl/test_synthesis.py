@@ -215,13 +215,12 @@ def test_trajectory_mismatch_follows_gradient_descent(tiny_dataset) -> None:
 def test_adam_is_pytorchs() -> None:
     """Bit for bit, under a schedule, and for a tensor that never has a gradient."""
     rng = torch.Generator().manual_seed(0)
-    own = [torch.randn(*shape, generator=rng, requires_grad=True) for shape in ((5, 3), (4,), ())]
+    own = [torch.randn(shape, generator=rng, requires_grad=True) for shape in ((5, 3), (4,), ())]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in own]
     rates = (0.05, 0.01, 0.1)
     ours = Adam(dict(zip(own, rates, strict=True)))
-    reference = torch.optim.Adam(
-        [{"params": [t], "lr": lr} for t, lr in zip(theirs, rates, strict=True)], foreach=False
-    )
+    groups = [{"params": [tensor], "lr": rate} for tensor, rate in zip(theirs, rates, strict=True)]
+    reference = torch.optim.Adam(groups, foreach=False)
     for step in range(20):
         factor = 1 / (1 + step)
         for mine, other in zip(own[:2], theirs[:2], strict=True):

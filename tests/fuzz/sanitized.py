@@ -2,9 +2,9 @@
 
     python tests/fuzz/sanitized.py [SECONDS]
 
-Builds csrc into a temporary folder with g++, loads it in the place of fedsynsam._C in a process of its own, makes passes
-of small networks with each instruction set, and replays tests/fuzz/corpus; with SECONDS it goes on with random changes
-of its inputs for as long.
+Builds csrc into a temporary folder with g++, loads it in the place of fedsynsam._C in a process of its own, makes
+passes of small networks with each instruction set, and replays tests/fuzz/corpus; with SECONDS it goes on with random
+changes of its inputs for as long.
 """
 
 from __future__ import annotations

@@ -11,14 +11,14 @@ namespace {
 
 // Best first; tile_level counts from the end.
 const std::vector<std::string> kInstructionSets =
-#if FSS_MULTIVERSION
+#if FSS_TILE_VARIANTS
     {"avx512", "avx2", "baseline"};
 #else
     {"baseline"};
 #endif
 
 int best_level() {
-#if FSS_MULTIVERSION
+#if FSS_TILE_VARIANTS
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -53,18 +53,21 @@ struct Baseline {
 // Which of the three this machine uses: 2, 1 or 0. See network_select_instruction_set.
 int tile_level();
 
-// NAME(args) calls BODY<Isa>(args), compiled for each instruction set, with the one of this machine.
-#if FSS_MULTIVERSION
-#define FSS_FOR_EACH_ISA(NAME, ARGS, BODY)                                \
-  FSS_AVX512 void NAME##_avx512(const ARGS& args) { BODY<Avx512>(args); } \
-  FSS_AVX2 void NAME##_avx2(const ARGS& args) { BODY<Avx2>(args); }       \
-  void NAME##_baseline(const ARGS& args) { BODY<Baseline>(args); }        \
-  void NAME(const ARGS& args) {                                           \
-    if (tile_level() == 2) return NAME##_avx512(args);                    \
-    if (tile_level() == 1) return NAME##_avx2(args);                      \
-    NAME##_baseline(args);                                                \
+// NAME(args) calls BODY<Isa>(args), compiled for each instruction set, with the one of this machine. The choice is made
+// here and not by the loader, so that every compiler can have it.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(FSS_NO_CLONES)
+#define FSS_TILE_VARIANTS 1
+#define FSS_FOR_EACH_ISA(NAME, ARGS, BODY)                                                               \
+  __attribute__((target("arch=x86-64-v4"))) void NAME##_avx512(const ARGS& args) { BODY<Avx512>(args); } \
+  __attribute__((target("arch=x86-64-v3"))) void NAME##_avx2(const ARGS& args) { BODY<Avx2>(args); }     \
+  void NAME##_baseline(const ARGS& args) { BODY<Baseline>(args); }                                       \
+  void NAME(const ARGS& args) {                                                                          \
+    if (tile_level() == 2) return NAME##_avx512(args);                                                   \
+    if (tile_level() == 1) return NAME##_avx2(args);                                                     \
+    NAME##_baseline(args);                                                                               \
   }
 #else
+#define FSS_TILE_VARIANTS 0
 #define FSS_FOR_EACH_ISA(NAME, ARGS, BODY) \
   void NAME(const ARGS& args) { BODY<Baseline>(args); }
 #endif

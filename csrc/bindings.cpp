@@ -169,9 +169,9 @@ void bind_network(py::module_& m) {
       "gather_images_cpu",
       [](uintptr_t bytes, int64_t images, int64_t pixels, int64_t channels, uintptr_t shift, uintptr_t scale,
          uintptr_t indices, int64_t count, uintptr_t out) {
-        return fedsynsam::gather_images({pointer<uint8_t>(bytes), images, pixels, channels, pointer<float>(shift),
-                                         pointer<float>(scale)},
-                                        pointer<int64_t>(indices), count, pointer<float>(out));
+        return fedsynsam::gather_images(
+            {pointer<uint8_t>(bytes), images, pixels, channels, pointer<float>(shift), pointer<float>(scale)},
+            pointer<int64_t>(indices), count, pointer<float>(out));
       },
       py::call_guard<py::gil_scoped_release>());
   m.def("network_instruction_sets", &fedsynsam::network_instruction_sets,

@@ -222,7 +222,8 @@ std::vector<std::string> network_instruction_sets();
 bool network_select_instruction_set(const std::string& name);
 
 // Images as they are stored, [count, pixels, channels], and each channel's shift and scale. `out` [indices, pixels,
-// channels] gets (stored - shift) / scale. Returns false if an index is out of range; what is in `out` is of no use then.
+// channels] gets (stored - shift) / scale. Returns false if an index is out of range; what is in `out` is of no use
+// then.
 struct StoredImages {
   const uint8_t* bytes;
   int64_t count, pixels, channels;

@@ -201,10 +201,10 @@ void bind_network(py::module_& m) {
   m.def(
       "network_evaluate_cpu",
       [](const Network& net, uintptr_t weights, uintptr_t images, const Strides& strides, int64_t count,
-         uintptr_t labels, uintptr_t right, uintptr_t loss) {
+         uintptr_t labels, uintptr_t targets, uintptr_t share, uintptr_t right, uintptr_t loss) {
         return fedsynsam::network_evaluate(net, pointer<float>(weights),
-                                           network_batch(images, strides, count, labels, 0, 0), pointer<int64_t>(right),
-                                           pointer<float>(loss));
+                                           network_batch(images, strides, count, labels, targets, share),
+                                           pointer<int64_t>(right), pointer<float>(loss));
       },
       py::call_guard<py::gil_scoped_release>());
 }

@@ -300,14 +300,10 @@ FSS_INLINE void backward_any(const ConvolutionBackward& b) {
   b.shape.kernel == 5 ? backward_kernel<Isa, 5>(b) : backward_kernel<Isa, 3>(b);
 }
 
-FSS_FOR_EACH_ISA(pool_one, ConvolutionForward, pool_any)
-FSS_FOR_EACH_ISA(pick_one, ConvolutionForward, pick_any)
-FSS_FOR_EACH_ISA(backward_one, ConvolutionBackward, backward_any)
-
 }  // namespace
 
-void convolution_pool_block(const ConvolutionForward& args) { pool_one(args); }
-void convolution_pick_block(const ConvolutionForward& args) { pick_one(args); }
-void convolution_backward_block(const ConvolutionBackward& args) { backward_one(args); }
+FSS_FOR_EACH_ISA(convolution_pool_block, ConvolutionForward, pool_any)
+FSS_FOR_EACH_ISA(convolution_pick_block, ConvolutionForward, pick_any)
+FSS_FOR_EACH_ISA(convolution_backward_block, ConvolutionBackward, backward_any)
 
 }  // namespace fedsynsam

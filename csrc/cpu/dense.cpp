@@ -11,79 +11,63 @@
 namespace fedsynsam {
 namespace {
 
-struct Forward {
+// y [units, lane] = or += W x (+ bias), W being the weight [outputs, inputs] or its transpose.
+struct Product {
   const Dense& layer;
   const float* x;
   const float* weight;
-  const float* bias;
+  const float* bias;  // or null
   bool add;
   float* y;
 };
 
-struct Backward {
+template <typename Isa, int kUnits, bool kTransposed>
+FSS_INLINE void product_units(const Product& p, int64_t unit) {
+  using V = typename Vector<Isa::kWidth>::type;
+  const int64_t inputs = p.layer.inputs, terms = kTransposed ? p.layer.outputs : inputs;
+  const int64_t unit_step = kTransposed ? 1 : inputs, term_step = kTransposed ? inputs : 1;
+  for (int part = 0; part < kLanes; part += Isa::kWidth) {
+    const float* w = p.weight + unit * unit_step;
+    V sum[kUnits];
+    FSS_UNROLL for (int u = 0; u < kUnits; ++u) sum[u] = p.bias ? V{} + p.bias[unit + u] : V{};
+    for (int64_t t = 0; t < terms; ++t, w += term_step) {
+      const V x = *reinterpret_cast<const V*>(p.x + t * kLanes + part);
+      FSS_UNROLL for (int u = 0; u < kUnits; ++u) sum[u] += x * w[u * unit_step];
+    }
+    FSS_UNROLL for (int u = 0; u < kUnits; ++u) {
+      auto* y = reinterpret_cast<V*>(p.y + (unit + u) * kLanes + part);
+      *y = p.add ? *y + sum[u] : sum[u];
+    }
+  }
+}
+
+template <typename Isa, bool kTransposed>
+FSS_INLINE void product_all(const Product& p) {
+  const int64_t units = kTransposed ? p.layer.inputs : p.layer.outputs, even = units / Isa::kUnits * Isa::kUnits;
+  for (int64_t u = 0; u < even; u += Isa::kUnits) product_units<Isa, Isa::kUnits, kTransposed>(p, u);
+  for (int64_t u = even; u < units; ++u) product_units<Isa, 1, kTransposed>(p, u);
+}
+
+template <typename Isa>
+FSS_INLINE void product_plain(const Product& p) {
+  product_all<Isa, false>(p);
+}
+
+template <typename Isa>
+FSS_INLINE void product_transposed(const Product& p) {
+  product_all<Isa, true>(p);
+}
+
+struct WeightGradient {
   const Dense& layer;
-  const float* x;  // weight: images [lane, inputs]
-  const float* weight;
-  const float* grad;  // weight: [lane, outputs]; input: [outputs, lane]
-  bool add;           // input: to what is there; weight: always
-  float* out;
+  const float* x;     // images [lane, inputs]
+  const float* grad;  // [lane, outputs]
+  float* out;         // added to
 };
-
-template <typename Isa, int kUnits>
-FSS_INLINE void forward_units(const Forward& f, int64_t unit) {
-  using V = typename Vector<Isa::kWidth>::type;
-  const int64_t inputs = f.layer.inputs;
-  const float* w = f.weight + unit * inputs;
-  for (int part = 0; part < kLanes; part += Isa::kWidth) {
-    V sum[kUnits];
-    FSS_UNROLL for (int u = 0; u < kUnits; ++u) sum[u] = f.bias ? V{} + f.bias[unit + u] : V{};
-    for (int64_t i = 0; i < inputs; ++i) {
-      const V x = *reinterpret_cast<const V*>(f.x + i * kLanes + part);
-      FSS_UNROLL for (int u = 0; u < kUnits; ++u) sum[u] += x * w[u * inputs + i];
-    }
-    FSS_UNROLL for (int u = 0; u < kUnits; ++u) {
-      auto* y = reinterpret_cast<V*>(f.y + (unit + u) * kLanes + part);
-      *y = f.add ? *y + sum[u] : sum[u];
-    }
-  }
-}
-
-template <typename Isa>
-FSS_INLINE void forward_all(const Forward& f) {
-  const int64_t outputs = f.layer.outputs, even = outputs / Isa::kUnits * Isa::kUnits;
-  for (int64_t u = 0; u < even; u += Isa::kUnits) forward_units<Isa, Isa::kUnits>(f, u);
-  for (int64_t u = even; u < outputs; ++u) forward_units<Isa, 1>(f, u);
-}
-
-template <typename Isa, int kUnits>
-FSS_INLINE void input_units(const Backward& b, int64_t unit) {
-  using V = typename Vector<Isa::kWidth>::type;
-  const int64_t inputs = b.layer.inputs;
-  for (int part = 0; part < kLanes; part += Isa::kWidth) {
-    V sum[kUnits];
-    FSS_UNROLL for (int u = 0; u < kUnits; ++u) sum[u] = V{};
-    for (int64_t o = 0; o < b.layer.outputs; ++o) {
-      const V given = *reinterpret_cast<const V*>(b.grad + o * kLanes + part);
-      const float* w = b.weight + o * inputs + unit;
-      FSS_UNROLL for (int u = 0; u < kUnits; ++u) sum[u] += given * w[u];
-    }
-    FSS_UNROLL for (int u = 0; u < kUnits; ++u) {
-      auto* target = reinterpret_cast<V*>(b.out + (unit + u) * kLanes + part);
-      *target = b.add ? *target + sum[u] : sum[u];
-    }
-  }
-}
-
-template <typename Isa>
-FSS_INLINE void input_all(const Backward& b) {
-  const int64_t inputs = b.layer.inputs, even = inputs / Isa::kUnits * Isa::kUnits;
-  for (int64_t u = 0; u < even; u += Isa::kUnits) input_units<Isa, Isa::kUnits>(b, u);
-  for (int64_t u = even; u < inputs; ++u) input_units<Isa, 1>(b, u);
-}
 
 // kTaps rows by kVectors vectors of weights, from (row, column) on; here a vector is as many inputs, not images.
 template <typename Isa, int kTaps, int kVectors>
-FSS_INLINE void weight_tile(const Backward& b, int64_t row, int64_t column) {
+FSS_INLINE void weight_tile(const WeightGradient& b, int64_t row, int64_t column) {
   using V = typename Vector<Isa::kWidth>::type;
   const int64_t inputs = b.layer.inputs, outputs = b.layer.outputs;
   V sum[kTaps][kVectors];
@@ -109,7 +93,7 @@ FSS_INLINE void weight_tile(const Backward& b, int64_t row, int64_t column) {
 }
 
 template <typename Isa, int kTaps>
-FSS_INLINE void weight_rows(const Backward& b, int64_t row) {
+FSS_INLINE void weight_rows(const WeightGradient& b, int64_t row) {
   constexpr int kVectors = 4;
   const int64_t inputs = b.layer.inputs, outputs = b.layer.outputs;
   int64_t column = 0;
@@ -127,15 +111,15 @@ FSS_INLINE void weight_rows(const Backward& b, int64_t row) {
 }
 
 template <typename Isa>
-FSS_INLINE void weight_all(const Backward& b) {
+FSS_INLINE void weight_all(const WeightGradient& b) {
   const int64_t outputs = b.layer.outputs, even = outputs / Isa::kTaps * Isa::kTaps;
   for (int64_t row = 0; row < even; row += Isa::kTaps) weight_rows<Isa, Isa::kTaps>(b, row);
   for (int64_t row = even; row < outputs; ++row) weight_rows<Isa, 1>(b, row);
 }
 
-FSS_FOR_EACH_ISA(forward, Forward, forward_all)
-FSS_FOR_EACH_ISA(weight_gradient, Backward, weight_all)
-FSS_FOR_EACH_ISA(input_gradient, Backward, input_all)
+FSS_FOR_EACH_ISA(product, Product, product_plain)
+FSS_FOR_EACH_ISA(transposed_product, Product, product_transposed)
+FSS_FOR_EACH_ISA(weight_gradient, WeightGradient, weight_all)
 
 // [units, lane] as [lane, units].
 void transpose(const float* block, int64_t units, float* out) {
@@ -148,7 +132,7 @@ void transpose(const float* block, int64_t units, float* out) {
 
 void dense_forward_block(const Dense& layer, const float* x, const float* weight, const float* bias, bool add,
                          float* y) {
-  forward({layer, x, weight, bias, add, y});
+  product({layer, x, weight, bias, add, y});
 }
 
 void dense_weight_block(const Dense& layer, const float* x, const float* grad, float* grad_weight, float* grad_bias) {
@@ -158,13 +142,13 @@ void dense_weight_block(const Dense& layer, const float* x, const float* grad, f
   float* given = images + layer.inputs * kLanes;
   transpose(x, layer.inputs, images);
   transpose(grad, layer.outputs, given);
-  weight_gradient({layer, images, nullptr, given, true, grad_weight});
+  weight_gradient({layer, images, given, grad_weight});
   if (!grad_bias) return;
   for (int64_t unit = 0; unit < layer.outputs; ++unit) grad_bias[unit] += total<kLanes>(grad + unit * kLanes);
 }
 
 void dense_input_block(const Dense& layer, const float* weight, const float* grad, bool add, float* grad_x) {
-  input_gradient({layer, nullptr, weight, grad, add, grad_x});
+  transposed_product({layer, grad, weight, nullptr, add, grad_x});
 }
 
 }  // namespace fedsynsam

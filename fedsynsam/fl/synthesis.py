@@ -92,7 +92,7 @@ def learn(
 class Adam:
     """Adam (Kingma and Ba 2015, arXiv 1412.6980), bit for bit as `torch.optim.Adam` computes it tensor by tensor.
 
-    That one imports PyTorch's compiler when it is first used, which takes a second and more: a tenth of a default run.
+    That one imports PyTorch's compiler when it is first used, which a short run would wait for longer than it learns.
     """
 
     BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..errors import ArgumentError
 from .extension import address, loaded
 
 KERNELS = (3, 5)  # sizes of a convolution that there is code for
@@ -26,8 +27,8 @@ class SmallNetwork:
     Convolutions have no padding and stride 1; where a window has equal values the first counts as its maximum. Weights
     and gradients are one flat vector f32 [P]: weight and bias of each layer in order. Images are f32 [N, C, H, W] in
     any memory format; `labels` are classes, int64 [N], or soft, f32 [N, classes]. A loss is the mean cross-entropy, or
-    the sum weighted by `share` f32 [N]. Everything is on the CPU. The number of threads changes no bit. A label that is
-    no class raises IndexError.
+    the sum weighted by `share` f32 [N]. Everything is on the CPU. The number of threads changes no bit. Labels of
+    another dtype or shape, and those that are no class, raise ArgumentError.
     """
 
     convolutions: tuple[tuple[int, int, int], ...]  # inputs, outputs, size of the kernel
@@ -36,14 +37,20 @@ class SmallNetwork:
 
     def takes(self, images: Tensor) -> bool:
         """Whether the layers fit images of this shape."""
-        return images.dim() == 4 and images.dtype == torch.float32 and self._compiled(images) is not None
+        fitting = images.dim() == 4 and images.dtype == torch.float32 and images.is_cpu
+        return fitting and self._compiled(images) is not None
+
+    @property
+    def classes(self) -> int:
+        """What the last layer gives."""
+        return self.dense[-1][1]
 
     def gradient(
         self, weights: Tensor, images: Tensor, labels: Tensor, share: Tensor | None = None, *, out: Tensor
     ) -> Tensor:
         """Write the gradient of the loss in the weights to `out` [P]; return the loss, f32 []. One thread."""
         loss = weights.new_empty(())
-        self._call("gradient", weights, _Batch(images, labels, share), out.data_ptr(), loss.data_ptr(), 1)
+        self._call("gradient", weights, _Batch(self, images, labels, share), out, loss, 1)
         return loss
 
     def differentiable_gradient(
@@ -54,14 +61,11 @@ class SmallNetwork:
         return gradient
 
     def evaluate(self, weights: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The number of right predictions, int64 [], and the sum of the cross-entropies, f32 []. One thread."""
+        """The number of right predictions of classes, int64 [], and the sum of cross-entropies, f32 []. One thread."""
+        if labels.is_floating_point():
+            raise ArgumentError("labels are soft; only predictions of classes, int64 [N], can be counted")
         right, loss = torch.empty((), dtype=torch.int64), weights.new_empty(())
-        labels = labels.contiguous()
-        batch = (images.data_ptr(), images.stride(), len(images), labels.data_ptr())
-        network = self._compiled(images)
-        self._check(
-            loaded().network_evaluate_cpu(network, weights.data_ptr(), *batch, right.data_ptr(), loss.data_ptr())
-        )
+        self._call("evaluate", weights, _Batch(self, images, labels, None), right, loss)
         return right, loss
 
     def _compiled(self, images: Tensor) -> Any:
@@ -71,20 +75,26 @@ class SmallNetwork:
             self._objects[shape] = _compile(self, *shape)
         return self._objects[shape]
 
-    def _call(self, name: str, weights: Tensor, batch: _Batch, *arguments: int) -> None:
-        network = self._compiled(batch.images)
+    def _call(self, name: str, weights: Tensor, batch: _Batch, *arguments: Tensor | int | None) -> None:
+        """Call network_`name`_cpu on contiguous weights and outputs, None for those that are not wanted."""
+        pointers = [argument if isinstance(argument, int) else address(argument) for argument in arguments]
         function = getattr(loaded(), f"network_{name}_cpu")
-        self._check(function(network, weights.data_ptr(), *batch.pointers(), *arguments))
-
-    def _check(self, labels_are_classes: bool) -> None:
-        if not labels_are_classes:
-            raise IndexError(f"a label is none of the model's classes, 0 to {self.dense[-1][1] - 1}")
+        if not function(self._compiled(batch.images), weights.data_ptr(), *batch.pointers(), *pointers):
+            raise ArgumentError(f"a label is none of the model's classes, 0 to {self.classes - 1}")
 
 
 class _Batch:
     """Images, labels and shares as the extension takes them; it holds them for as long."""
 
-    def __init__(self, images: Tensor, labels: Tensor, share: Tensor | None) -> None:
+    def __init__(self, network: SmallNetwork, images: Tensor, labels: Tensor, share: Tensor | None) -> None:
+        count = len(images)
+        if (labels.dtype, *labels.shape) not in ((torch.int64, count), (torch.float32, count, network.classes)):
+            raise ArgumentError(
+                f"labels are {labels.dtype} {list(labels.shape)}; these {count} images need classes, int64 [{count}], "
+                f"or soft labels, float32 [{count}, {network.classes}]"
+            )
+        if share is not None and (share.dtype, *share.shape) != (torch.float32, count):
+            raise ArgumentError(f"share is {share.dtype} {list(share.shape)}; it must be float32 [{count}]")
         self.images, self.labels = images, labels.contiguous()
         self.share = None if share is None else share.contiguous()
 
@@ -111,8 +121,7 @@ class _Gradient(torch.autograd.Function):
         gradient, loss = torch.empty_like(weights), weights.new_empty(())
         ctx.save_for_backward(weights, images, labels, share)
         ctx.network, ctx.threads = network, threads
-        batch = _Batch(images, labels, share)
-        network._call("gradient", weights, batch, gradient.data_ptr(), loss.data_ptr(), threads)
+        network._call("gradient", weights, _Batch(network, images, labels, share), gradient, loss, threads)
         return gradient
 
     @staticmethod
@@ -124,9 +133,8 @@ class _Gradient(torch.autograd.Function):
         in_weights = torch.empty_like(weights) if wanted[0] else None
         in_images = images.new_empty(images.shape) if wanted[1] else None
         in_labels = labels.new_empty(labels.shape) if wanted[2] else None
-        outputs = [address(tensor) for tensor in (in_weights, in_images, in_labels)]
-        batch = _Batch(images, labels, share)
-        ctx.network._call("second", weights, batch, direction.data_ptr(), *outputs, ctx.threads)
+        batch = _Batch(ctx.network, images, labels, share)
+        ctx.network._call("second", weights, batch, direction, in_weights, in_images, in_labels, ctx.threads)
         return in_weights, in_images, in_labels, None, None, None
 
 

@@ -54,7 +54,7 @@ def row_weights(module: nn.Module, rows: int) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def smooth_resnet(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ResNet-18 without ReLU's kink: of its 100,000 units one is often so near zero that rounding switches it."""
+    """ResNet-18 without ReLU's kink: of so many units one is often so near zero that rounding switches it."""
     if "resnet18" in request.node.name:
         monkeypatch.setattr(torch, "relu", functional.softplus)  # which nn.ReLU calls, too
 

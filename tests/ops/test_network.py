@@ -11,6 +11,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedsynsam.errors import ArgumentError
 from fedsynsam.fl.flat import FlatModel, flat_weights
 from fedsynsam.fl.models import build_model
 from fedsynsam.fl.small import small_network
@@ -179,8 +180,29 @@ def test_a_label_that_is_no_class_is_refused(label: int) -> None:
         lambda: network.evaluate(weights, images, labels),
         lambda: network.differentiable_gradient(weights, images, labels, None, 2),
     ):
-        with pytest.raises(IndexError, match="none of the model's classes, 0 to 9"):
+        with pytest.raises(ArgumentError, match="none of the model's classes, 0 to 9"):
             call()
+
+
+def test_labels_of_another_kind_are_refused() -> None:
+    """They would be read as what they are not."""
+    module = two_convolutions()
+    network, weights, images = network_of(module), flat_weights(module), torch.zeros(20, 1, 28, 28)
+    out = torch.empty_like(weights)
+    for labels in (
+        torch.zeros(20, dtype=torch.int32),
+        torch.zeros(19, dtype=torch.int64),
+        torch.zeros(20, 10, dtype=torch.float64),
+        torch.zeros(20, 9),
+    ):
+        with pytest.raises(ArgumentError, match=r"need classes, int64 \[20\], or soft labels, float32 \[20, 10\]"):
+            network.gradient(weights, images, labels, out=out)
+    right = torch.zeros(20, dtype=torch.int64)
+    for share in (torch.zeros(19), torch.zeros(20, dtype=torch.float64)):
+        with pytest.raises(ArgumentError, match=r"must be float32 \[20\]"):
+            network.gradient(weights, images, right, share, out=out)
+    with pytest.raises(ArgumentError, match="labels are soft"):
+        network.evaluate(weights, images, torch.zeros(20, 10))
 
 
 def test_other_models_are_left_to_pytorch() -> None:

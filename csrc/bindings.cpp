@@ -161,6 +161,11 @@ fedsynsam::NetworkBatch network_batch(uintptr_t images, const std::array<int64_t
           pointer<float>(share)};
 }
 
+fedsynsam::StoredImages stored_images(uintptr_t bytes, int64_t images, int64_t pixels, int64_t channels,
+                                      uintptr_t shift, uintptr_t scale) {
+  return {pointer<uint8_t>(bytes), images, pixels, channels, pointer<float>(shift), pointer<float>(scale)};
+}
+
 void bind_network(py::module_& m) {
   using fedsynsam::Network;
   using Strides = std::array<int64_t, 4>;
@@ -169,9 +174,8 @@ void bind_network(py::module_& m) {
       "gather_images_cpu",
       [](uintptr_t bytes, int64_t images, int64_t pixels, int64_t channels, uintptr_t shift, uintptr_t scale,
          uintptr_t indices, int64_t count, uintptr_t out) {
-        return fedsynsam::gather_images(
-            {pointer<uint8_t>(bytes), images, pixels, channels, pointer<float>(shift), pointer<float>(scale)},
-            pointer<int64_t>(indices), count, pointer<float>(out));
+        return fedsynsam::gather_images(stored_images(bytes, images, pixels, channels, shift, scale),
+                                        pointer<int64_t>(indices), count, pointer<float>(out));
       },
       py::call_guard<py::gil_scoped_release>());
   m.def("network_instruction_sets", &fedsynsam::network_instruction_sets,
@@ -205,6 +209,25 @@ void bind_network(py::module_& m) {
         return fedsynsam::network_evaluate(net, pointer<float>(weights),
                                            network_batch(images, strides, count, labels, targets, share),
                                            pointer<int64_t>(right), pointer<float>(loss));
+      },
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "network_steps_cpu",
+      [](const Network& net, uintptr_t bytes, int64_t images, int64_t pixels, int64_t channels, uintptr_t shift,
+         uintptr_t scale, uintptr_t all_labels, uintptr_t indices, int64_t steps, int64_t batch, uintptr_t given,
+         uintptr_t shared, const Strides& strides, int64_t count, uintptr_t labels, uintptr_t targets, uintptr_t share,
+         bool own, double beta, double rho, uintptr_t weights, uintptr_t gradient, uintptr_t ahead, uintptr_t other,
+         uintptr_t correction, uintptr_t momentum_buffer, double lr, double weight_decay, double momentum,
+         uintptr_t losses) {
+        const auto set = network_batch(shared, strides, count, labels, targets, share);
+        const int f32 = static_cast<int>(fedsynsam::Dtype::f32);
+        return static_cast<int>(fedsynsam::network_steps(
+            net, {stored_images(bytes, images, pixels, channels, shift, scale), pointer<int64_t>(all_labels),
+                  pointer<int64_t>(indices), steps, batch, pointer<float>(given), shared ? &set : nullptr, own,
+                  static_cast<float>(beta), static_cast<float>(1.0 - beta), static_cast<float>(rho),
+                  pointer<float>(gradient), pointer<float>(ahead), pointer<float>(other),
+                  sam_step_arguments(weights, gradient, f32, correction, momentum_buffer, lr, weight_decay, momentum),
+                  pointer<float>(losses)}));
       },
       py::call_guard<py::gil_scoped_release>());
 }

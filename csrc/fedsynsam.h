@@ -188,8 +188,25 @@ struct Network {
   std::vector<ConvolutionShape> convolutions;  // the first of which takes images
   std::vector<int64_t> widths;                 // of what enters the dense layers, of each hidden one, and the classes
 };
-// Images are read through strides (of image, channel, row, column). Either `labels` or `targets` is given; `share`
-// [count] is the weight of each loss, 1 / count where it is null.
+// Images as they are stored, [count, pixels, channels], and each channel's shift and scale: a value stands for
+// (stored - shift) / scale.
+struct StoredImages {
+  const uint8_t* bytes;
+  int64_t count, pixels, channels;
+  const float* shift;
+  const float* scale;
+
+  // What each value stands for, [channels, 256], as PyTorch computes it: one subtraction, one division.
+  std::vector<float> table() const;
+  // Whether there are images at all of these.
+  bool have(const int64_t* indices, int64_t number) const;
+};
+// `out` [indices, pixels, channels] gets what the images stand for; false, and nothing, if an index is out of range.
+bool gather_images(const StoredImages& stored, const int64_t* indices, int64_t count, float* out);
+
+// Images are read through strides (of image, channel, row, column) or, where `stored` is not null, are those of it at
+// `indices` [count], with `table` what it stands for. Either `labels` or `targets` is given; `share` [count] is the
+// weight of each loss, 1 / count where it is null.
 struct NetworkBatch {
   const float* images;
   int64_t strides[4];
@@ -197,6 +214,9 @@ struct NetworkBatch {
   const int64_t* labels;  // [count], classes
   const float* targets;   // [count, classes], soft labels
   const float* share;
+  const StoredImages* stored = nullptr;
+  const float* table = nullptr;
+  const int64_t* indices = nullptr;
 };
 // Each returns false if a label is no class.
 //
@@ -216,20 +236,30 @@ bool network_second(const Network& network, const float* weights, const float* d
 bool network_evaluate(const Network& network, const float* weights, const NetworkBatch& batch, int64_t* right,
                       float* loss);
 
+// A client's local steps, one thread: for each batch of indices w' = w + rho d / |d|, or w where nothing says what d
+// is, then the gradient at w', then sam_step. d is `given` [P], or the gradient at w of `shared`, or that of the step's
+// own batch (`own`), or beta times the first or second plus `keep` times the third.
+struct NetworkSteps {
+  StoredImages images;
+  const int64_t* labels;   // of all images
+  const int64_t* indices;  // [steps, batch]
+  int64_t steps, batch;
+  const float* given;          // or null
+  const NetworkBatch* shared;  // or null
+  bool own;
+  float beta, keep, rho;
+  float* gradient;  // [P], which `step` takes
+  float* ahead;     // [P], for w'
+  float* other;     // [P], for the gradient of `shared`
+  SamStep step;
+  float* losses;  // [steps]
+};
+enum class Wrong : int { nothing = 0, label = 1, index = 2 };  // if not nothing, only some steps were made, or none
+Wrong network_steps(const Network& network, const NetworkSteps& work);
+
 // The instruction sets that these can use here, best first; and, for tests and benchmarks, the choice of one in this
 // process (false if it is not among them). Their results differ by rounding.
 std::vector<std::string> network_instruction_sets();
 bool network_select_instruction_set(const std::string& name);
-
-// Images as they are stored, [count, pixels, channels], and each channel's shift and scale. `out` [indices, pixels,
-// channels] gets (stored - shift) / scale. Returns false if an index is out of range; what is in `out` is of no use
-// then.
-struct StoredImages {
-  const uint8_t* bytes;
-  int64_t count, pixels, channels;
-  const float* shift;
-  const float* scale;
-};
-bool gather_images(const StoredImages& stored, const int64_t* indices, int64_t count, float* out);
 
 }  // namespace fedsynsam

@@ -83,8 +83,25 @@ Block block_memory(const Network& network, const std::vector<Layer>& layers, boo
   return block;
 }
 
+// `load` of stored images. Lanes that are left repeat the first image, and get zeros after: one loop for all counts.
+void load_stored(const NetworkBatch& batch, int64_t first, int64_t count, float* out) {
+  const StoredImages& stored = *batch.stored;
+  const uint8_t* images[kLanes];
+  for (int64_t l = 0; l < kLanes; ++l) {
+    images[l] = stored.bytes + batch.indices[first + (l < count ? l : 0)] * stored.pixels * stored.channels;
+  }
+  for (int64_t channel = 0; channel < stored.channels; ++channel) {
+    const float* table = batch.table + channel * 256;
+    for (int64_t at = channel; at < stored.pixels * stored.channels; at += stored.channels, out += kLanes) {
+      FSS_UNROLL for (int64_t l = 0; l < kLanes; ++l) out[l] = table[images[l][at]];
+      for (int64_t l = count; l < kLanes; ++l) out[l] = 0.0f;
+    }
+  }
+}
+
 // Lays images [first, first + count) out as [channel, row, column, lane]; the lanes that are left are zero.
 void load(const Network& network, const NetworkBatch& batch, int64_t first, int64_t count, float* out) {
+  if (batch.stored) return load_stored(batch, first, count, out);
   const int64_t* strides = batch.strides;
   const float* images = batch.images + first * strides[0];
   if (count < kLanes) std::fill(out, out + image_floats(network), 0.0f);
@@ -360,6 +377,35 @@ bool network_evaluate(const Network& network, const float* weights, const Networ
   });
   *loss = static_cast<float>(sum);
   return valid;
+}
+
+Wrong network_steps(const Network& network, const NetworkSteps& work) {
+  const int64_t size = parameters(layers_of(network));
+  const std::vector<float> table = work.images.table();
+  if (!work.images.have(work.indices, work.steps * work.batch)) return Wrong::index;
+  std::vector<int64_t> labels(work.batch);
+  float unused;
+  const float* weights = work.step.weights;
+  const float* other = work.shared ? work.other : work.given;
+  for (int64_t k = 0; k < work.steps; ++k) {
+    const int64_t* indices = work.indices + k * work.batch;
+    for (int64_t i = 0; i < work.batch; ++i) labels[i] = work.labels[indices[i]];
+    const NetworkBatch batch{nullptr, {},           work.batch,   labels.data(), nullptr,
+                             nullptr, &work.images, table.data(), indices};
+    if (work.shared && !network_gradient(network, weights, *work.shared, work.other, &unused, 1)) return Wrong::label;
+    if (work.own && !network_gradient(network, weights, batch, work.gradient, &unused, 1)) return Wrong::label;
+    const float* at = weights;
+    if (work.own || other) {
+      const bool mixed = work.own && other;
+      const SamDirection direction{
+          work.own ? work.gradient : other, mixed ? other : nullptr, Dtype::f32, work.beta, work.keep, false};
+      sam_perturb_cpu(weights, direction, 1, size, work.rho, nullptr, work.ahead, 1);
+      at = work.ahead;
+    }
+    if (!network_gradient(network, at, batch, work.gradient, work.losses + k, 1)) return Wrong::label;
+    sam_step_cpu(work.step, 1, size, 1);
+  }
+  return Wrong::nothing;
 }
 
 }  // namespace fedsynsam

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from fedsynsam.compress import Compressor, State
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.correction import Correction
 from fedsynsam.fl.cosines import Probe
-from fedsynsam.fl.flat import RowModel
+from fedsynsam.fl.flat import FlatModel, RowModel
 from fedsynsam.fl.perturbation import Direction, Perturbation
 from fedsynsam.fl.records import Record
 from fedsynsam.fl.steps import Steps
+from fedsynsam.ops.local_steps import local_steps
 from fedsynsam.ops.sam_plans import Plan, plan_perturb, plan_step
 from fedsynsam.wire import Payload
 
@@ -64,21 +66,53 @@ def train(
     perturbation, or ε = 0 where it gives no direction, and the rest from the correction. No step waits for the device.
     `probes`, one a client, measure on the way, and change nothing.
     """
-    model, ahead, correction = rows.model, rows.ahead, work.correction
+    model, correction = rows.model, work.correction
     model.weights.copy_(start.expand_as(model.weights))
     rows.velocity.zero_()
     constant = correction.constant
     if constant is not None and correction.scale != 1.0:
         constant = constant / correction.scale
-    step = plan_step(
-        model.weights,
-        model.gradient,  # which is that of `ahead`, too
-        lr=config.lr * correction.scale,
-        weight_decay=(config.weight_decay + correction.decay) / correction.scale,
-        momentum=config.momentum,
-        momentum_buffer=rows.velocity if config.momentum else None,
-        correction=constant,
-    )
+    options: StepOptions = {
+        "lr": config.lr * correction.scale,
+        "weight_decay": (config.weight_decay + correction.decay) / correction.scale,
+        "momentum": config.momentum,
+        "momentum_buffer": rows.velocity if config.momentum else None,
+        "correction": constant,
+    }
+    losses = None if probes else _steps_at_once(rows, work, config.rho or 0.0, options)
+    if losses is None:
+        losses = _steps_in_turn(rows, work, config.rho or 0.0, options, probes)
+    return model.weights - start, losses.mean(dim=0), *work.perturbation.results()
+
+
+class StepOptions(TypedDict):
+    """What `sam_step` takes besides weights and gradient."""
+
+    lr: float
+    weight_decay: float
+    momentum: float
+    momentum_buffer: Tensor | None
+    correction: Tensor | None
+
+
+def _steps_at_once(rows: Rows, work: LocalRound, rho: float, options: StepOptions) -> Tensor | None:
+    """The losses [K, 1] of the steps as one call, where this library makes the passes itself; otherwise None."""
+    model, ahead, steps = rows.model, rows.ahead, work.steps
+    network = model.network if isinstance(model, FlatModel) else None
+    batches = steps.stored()
+    if network is None or batches is None or network.compiled(steps.dataset.image_shape) is None:
+        return None
+    source = work.perturbation.source(model)
+    if source is None:
+        return None
+    buffers = {"gradient": model.gradient, "ahead": ahead.weights}
+    return local_steps(network, model.weights, batches, source, rho=rho, **buffers, **options).view(-1, 1)
+
+
+def _steps_in_turn(rows: Rows, work: LocalRound, rho: float, options: StepOptions, probes: Sequence[Probe]) -> Tensor:
+    """The losses [K, R] of the steps, operation by operation."""
+    model, ahead = rows.model, rows.ahead
+    step = plan_step(model.weights, model.gradient, **options)  # the gradient is that of `ahead`, too
     planned: tuple[Direction, Plan] | None = None
     losses = []
     for number in range(len(work.steps)):
@@ -98,7 +132,7 @@ def train(
                     plan_perturb(
                         model.weights,
                         direction.gradient,
-                        rho=config.rho or 0.0,
+                        rho=rho,
                         synthetic=direction.synthetic,
                         beta=direction.beta,
                         out=ahead.weights,
@@ -107,7 +141,7 @@ def train(
             planned[1]()
             losses.append(ahead.backward_each(batch))
         step()
-    return model.weights - start, torch.stack(losses).mean(dim=0), *work.perturbation.results()
+    return torch.stack(losses)
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,13 @@ class Images:
             raw = self.stored[which]
         else:
             indices = torch.as_tensor(which, device=self.device)
-            if self._gathers_here:
+            if self.gathers_here:
                 return gather_images(self.stored, indices, self.shift, self.scale).movedim(-1, -3)
             raw = self.stored.index_select(0, indices.reshape(-1)).view(*indices.shape, *self.stored.shape[1:])
         return raw.sub(self.shift).div_(self.scale).movedim(-1, -3)
 
     @property
-    def _gathers_here(self) -> bool:
+    def gathers_here(self) -> bool:
         """Whether the extension gathers these images."""
         ours = self.stored.dtype == torch.uint8 and self.stored.is_contiguous()
         return ours and self.stored.is_cpu and backend.choose("gather_images", self.device) == "cpu"

@@ -44,7 +44,7 @@ class FlatModel:
 
     def __init__(self, module: nn.Module, device: torch.device, gradient: Tensor | None = None) -> None:
         self.module = copy.deepcopy(module).to(device)
-        self._network = small_network(self.module)
+        self.network = small_network(self.module)
         parameters = list(self.module.parameters())
         self.size = sum(parameter.numel() for parameter in parameters)
         self.weights = torch.empty(1, self.size, device=device)
@@ -71,8 +71,8 @@ class FlatModel:
         return self._backward(images[0], labels[0], None if share is None else share[0])
 
     def _backward(self, images: Tensor, labels: Tensor, share: Tensor | None) -> Tensor:
-        if self._network is not None and self._network.takes(images):
-            return self._network.gradient(self.weights, images, labels, share, out=self.gradient).view(1)
+        if self.network is not None and self.network.takes(images):
+            return self.network.gradient(self.weights, images, labels, share, out=self.gradient).view(1)
         self.gradient.zero_()
         losses = functional.cross_entropy(self.module(images), labels, reduction="mean" if share is None else "none")
         loss = losses if share is None else share @ losses
@@ -83,8 +83,8 @@ class FlatModel:
     def count_and_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The number of right predictions on `batch`, int64 [], and the sum of its losses, f32 []."""
         images, labels = batch
-        if self._network is not None and self._network.takes(images):
-            return self._network.evaluate(self.weights, images, labels)
+        if self.network is not None and self.network.takes(images):
+            return self.network.evaluate(self.weights, images, labels)
         logits = self.module(images)
         right = (logits.argmax(dim=1) == labels).sum()
         return right, functional.cross_entropy(logits, labels, reduction="sum")

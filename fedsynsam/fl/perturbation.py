@@ -16,6 +16,7 @@ from torch import Tensor
 from fedsynsam.fl.flat import Batch, RowBatch, RowModel
 from fedsynsam.fl.steps import Steps
 from fedsynsam.ops import sam_perturb
+from fedsynsam.ops.local_steps import Source
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class Perturbation(ABC):
     def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
         """The direction at `model.weights`, or None for plain steps. May overwrite `model.gradient`."""
 
+    def source(self, model: RowModel) -> Source | None:
+        """The same for the whole round of one client, which begins at `model.weights`; None if there is no such form.
+
+        May overwrite `model.gradient`.
+        """
+        return None
+
     def tensors(self) -> list[Tensor]:
         """What tells one round's source from another's of the same class and options."""
         return []
@@ -54,6 +62,9 @@ class NoPerturbation(Perturbation):
     def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
         return None
 
+    def source(self, model: RowModel) -> Source:
+        return Source()
+
 
 class LocalGradient(Perturbation):
     """FedSAM: d = the gradient of the client's own batch (Qu et al. 2022, arXiv 2206.02618)."""
@@ -61,6 +72,9 @@ class LocalGradient(Perturbation):
     def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
         model.backward_each(batch)
         return Direction(model.gradient)
+
+    def source(self, model: RowModel) -> Source:
+        return Source(own=True)
 
 
 class PreviousUpdate(Perturbation):
@@ -75,6 +89,9 @@ class PreviousUpdate(Perturbation):
 
     def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
         return Direction(self._rows)
+
+    def source(self, model: RowModel) -> Source:
+        return Source(given=self._rows)
 
     def tensors(self) -> list[Tensor]:
         return [self._rows]
@@ -128,6 +145,13 @@ class FixedSet(Perturbation):
             return Direction(self._gradient)
         model.backward_each(batch)
         return Direction(model.gradient, self._gradient, self._beta)
+
+    def source(self, model: RowModel) -> Source:
+        own = self._beta != 1.0
+        if not self._once:
+            return Source(own, shared=self._shared, beta=self._beta)
+        model.backward(self._shared)
+        return Source(own, given=model.gradient.clone(), beta=self._beta)
 
     def tensors(self) -> list[Tensor]:
         return list(self._shared)

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.flat import RowBatch
+from fedsynsam.ops.local_steps import StoredBatches
 
 
 def draw(members: np.ndarray, config: RunConfig, rng: np.random.Generator) -> np.ndarray:
@@ -62,6 +63,13 @@ class Steps:
             pairs = zip(images.unbind(0), labels.unbind(0), strict=True)
             self._gathered = [RowBatch(*pair, self._share) for pair in pairs]
         return self._gathered[place]
+
+    def stored(self) -> StoredBatches | None:
+        """All batches of one client as the extension gathers them; None if it does not, or there are more clients."""
+        data, images = self.dataset, self.dataset.x_train
+        if len(self.sizes) != 1 or self._share is not None or not images.gathers_here:
+            return None
+        return StoredBatches(images.stored, images.shift, images.scale, data.y_train, self._indices[:, 0])
 
     def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.dataset.x_train[indices], self.dataset.y_train[indices]

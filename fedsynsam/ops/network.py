@@ -33,12 +33,12 @@ class SmallNetwork:
 
     convolutions: tuple[tuple[int, int, int], ...]  # inputs, outputs, size of the kernel
     dense: tuple[tuple[int, int], ...]  # inputs, outputs
-    _objects: dict[torch.Size, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _objects: dict[tuple[int, ...], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def takes(self, images: Tensor) -> bool:
         """Whether the layers fit images of this shape."""
         fitting = images.dim() == 4 and images.dtype == torch.float32 and images.is_cpu
-        return fitting and self._compiled(images) is not None
+        return fitting and self.compiled(images.shape[1:]) is not None
 
     @property
     def classes(self) -> int:
@@ -50,7 +50,7 @@ class SmallNetwork:
     ) -> Tensor:
         """Write the gradient of the loss in the weights to `out` [P]; return the loss, f32 []. One thread."""
         loss = weights.new_empty(())
-        self._call("gradient", weights, _Batch(self, images, labels, share), out, loss, 1)
+        self._call("gradient", weights, Batch(self, images, labels, share), out, loss, 1)
         return loss
 
     def differentiable_gradient(
@@ -65,29 +65,35 @@ class SmallNetwork:
         if labels.is_floating_point():
             raise ArgumentError("labels are soft; only predictions of classes, int64 [N], can be counted")
         right, loss = torch.empty((), dtype=torch.int64), weights.new_empty(())
-        self._call("evaluate", weights, _Batch(self, images, labels, None), right, loss)
+        self._call("evaluate", weights, Batch(self, images, labels), right, loss)
         return right, loss
 
-    def _compiled(self, images: Tensor) -> Any:
-        """The extension's object for images of this shape; None if the layers do not fit them."""
-        shape = images.shape[1:]
+    @property
+    def no_class(self) -> str:
+        """What is wrong where the extension says that a label is."""
+        return f"a label is none of the model's classes, 0 to {self.classes - 1}"
+
+    def compiled(self, shape: tuple[int, ...]) -> Any:
+        """The extension's object for images of this shape [C, H, W]; None if the layers do not fit them."""
         if shape not in self._objects:
             self._objects[shape] = _compile(self, *shape)
         return self._objects[shape]
 
-    def _call(self, name: str, weights: Tensor, batch: _Batch, *arguments: Tensor | int | None) -> None:
+    def _call(self, name: str, weights: Tensor, batch: Batch, *arguments: Tensor | int | None) -> None:
         """Call network_`name`_cpu on contiguous weights and outputs, None for those that are not wanted."""
         pointers = [argument if isinstance(argument, int) else address(argument) for argument in arguments]
         function = getattr(loaded(), f"network_{name}_cpu")
-        if not function(self._compiled(batch.images), weights.data_ptr(), *batch.pointers(), *pointers):
-            raise ArgumentError(f"a label is none of the model's classes, 0 to {self.classes - 1}")
+        if not function(self.compiled(batch.images.shape[1:]), weights.data_ptr(), *batch.pointers(), *pointers):
+            raise ArgumentError(self.no_class)
 
 
-class _Batch:
+class Batch:
     """Images, labels and shares as the extension takes them; it holds them for as long."""
 
-    def __init__(self, network: SmallNetwork, images: Tensor, labels: Tensor, share: Tensor | None) -> None:
+    def __init__(self, network: SmallNetwork, images: Tensor, labels: Tensor, share: Tensor | None = None) -> None:
         count = len(images)
+        if images.dtype != torch.float32:
+            raise ArgumentError(f"images are {images.dtype}; they must be float32")
         if (labels.dtype, *labels.shape) not in ((torch.int64, count), (torch.float32, count, network.classes)):
             raise ArgumentError(
                 f"labels are {labels.dtype} {list(labels.shape)}; these {count} images need classes, int64 [{count}], "
@@ -121,7 +127,7 @@ class _Gradient(torch.autograd.Function):
         gradient, loss = torch.empty_like(weights), weights.new_empty(())
         ctx.save_for_backward(weights, images, labels, share)
         ctx.network, ctx.threads = network, threads
-        network._call("gradient", weights, _Batch(network, images, labels, share), gradient, loss, threads)
+        network._call("gradient", weights, Batch(network, images, labels, share), gradient, loss, threads)
         return gradient
 
     @staticmethod
@@ -133,7 +139,7 @@ class _Gradient(torch.autograd.Function):
         in_weights = torch.empty_like(weights) if wanted[0] else None
         in_images = images.new_empty(images.shape) if wanted[1] else None
         in_labels = labels.new_empty(labels.shape) if wanted[2] else None
-        batch = _Batch(ctx.network, images, labels, share)
+        batch = Batch(ctx.network, images, labels, share)
         ctx.network._call("second", weights, batch, direction, in_weights, in_images, in_labels, ctx.threads)
         return in_weights, in_images, in_labels, None, None, None
 

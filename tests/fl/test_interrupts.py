@@ -129,6 +129,7 @@ from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.simulation import Simulation
 
 config, out, kills = RunConfig.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
+last = config.rounds - 1
 file, rng = out / "metrics.jsonl", random.Random(config.seed)
 rounds = lambda: file.read_bytes().count(b"\\n") if file.exists() else 0
 killed = 0
@@ -136,15 +137,17 @@ while True:
     child = os.fork()
     if child == 0:
         resume = (out / "config.json").exists()
-        Simulation(config, out, resume=resume).run()
+        pause = lambda row: time.sleep(60 if killed < kills and row.round == last else 0)  # until it is killed
+        Simulation(config, out, resume=resume).run(pause)
         os._exit(0)
     ended, code = 0, 0
     if killed < kills:
-        goal = rounds() + rng.randrange(12)  # in the middle of rounds and checkpoints, or of the start
+        more = rng.randrange(12)
+        goal = min(rounds() + more, last)
         end = time.monotonic() + 60
         while rounds() < goal and not ended and time.monotonic() < end:
             ended, code = os.waitpid(child, os.WNOHANG)
-        time.sleep(rng.random() * (0.3 if rng.random() < 0.3 else 0.02))
+        time.sleep(rng.random() * (0.02 if more else 0.2))  # in the middle of rounds and checkpoints, or of the start
         if not ended:
             os.kill(child, 9)
             killed += 1

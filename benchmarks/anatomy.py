@@ -2,7 +2,7 @@
 
 Rounds of the small CNN under PyTorch's profiler, on one thread, so that parts add up to the whole: in the eager loop
 that people write (a deep copy of the model a client, torch.optim.SGD, an average of state_dicts) and in this simulator,
-whose forward and backward passes are one part.
+whose local steps (batches gathered, passes, perturbations, steps) are one call and so one part.
 Time inside PyTorch's operators goes to the operator's part, unless it is spent in a named piece of work (gathering
 batches, the optimizer's step, compression and bytes, copies of models); the rest is Python's. The profiler itself makes
 operators slower, most the small ones: shares are of the profiled time, `bare_ms` is the time without it, a median.
@@ -43,7 +43,7 @@ from fedsynsam.ops.network import SmallNetwork
 
 COHORT, WARMUP, TIMED, TURNS = 10, 2, 4, 3
 PARTS = {
-    "passes by our kernels": "#1b3a8f",
+    "local steps by our kernels": "#1b3a8f",
     "convolutions": "#4269d0",
     "matrix products": "#97bbf5",
     "pooling": "#3ca951",
@@ -103,16 +103,6 @@ def named(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def planned(part: str, function: Callable[..., Callable[[], Any]]) -> Callable[..., Callable[[], Any]]:
-    """`function`, which returns a plan, with the plan named in a profile."""
-
-    @functools.wraps(function)
-    def plan(*arguments: Any, **options: Any) -> Callable[[], Any]:
-        return named(part, function(*arguments, **options))
-
-    return plan
-
-
 def in_this_thread(pool: WorkerPool, function: Callable[..., Any], items: list[Any]) -> list[Any]:
     """`WorkerPool.map` without its threads, which a profile does not see."""
     worker = pool.idle.get()
@@ -126,7 +116,8 @@ def in_this_thread(pool: WorkerPool, function: Callable[..., Any], items: list[A
 def pieces_named() -> Iterator[None]:
     """Inside, the simulator's pieces of work carry their names in a profile."""
     pieces = [
-        ("passes by our kernels", SmallNetwork, "gradient"),
+        ("local steps by our kernels", client, "local_steps"),
+        ("local steps by our kernels", SmallNetwork, "gradient"),
         ("gathering batches", Steps, "__getitem__"),
         ("gathering batches", training, "draw"),
         ("compression, bytes, sum", training, "send"),
@@ -139,9 +130,6 @@ def pieces_named() -> Iterator[None]:
         stack.enter_context(mock.patch.object(WorkerPool, "map", in_this_thread))
         for part, owner, name in pieces:
             stack.enter_context(mock.patch.object(owner, name, named(part, getattr(owner, name))))
-        for name in ("plan_perturb", "plan_step"):
-            wrapped = planned("perturbation and step", getattr(client, name))
-            stack.enter_context(mock.patch.object(client, name, wrapped))
         yield
 
 

@@ -13,13 +13,13 @@ step. `--presets` measures every preset in the place of those with goals.
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from benchmarks import workload
 from benchmarks.peers.job import Job, new_model
 from benchmarks.provenance import provenance
 from benchmarks.rows import write_rows
+from fedsynsam.fl import client
 from fedsynsam.fl.algorithm import PRESETS
 from fedsynsam.fl.flat import Batch, FlatModel
 from fedsynsam.fl.machine import one_thread_each
@@ -35,6 +36,8 @@ from fedsynsam.fl.metrics import RoundMetrics
 from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.workers import Worker, WorkerPool
 from fedsynsam.ops.backend import use_backend
+from fedsynsam.ops.local_steps import Source, StoredBatches
+from fedsynsam.ops.network import SmallNetwork
 
 WARMUP = 3
 
@@ -93,22 +96,29 @@ class Bare:
 @contextmanager
 def counted() -> Iterator[Callable[[], int]]:
     """Count the passes that models make; the function given tells how many there were since it was last called."""
-    passes, told, method = itertools.count(), 0, FlatModel._backward
+    passes: SimpleQueue[int] = SimpleQueue()
+    method, steps = FlatModel._backward, client.local_steps
 
     def call(model: FlatModel, *batch: Any) -> torch.Tensor:
-        next(passes)  # atomic
+        passes.put(1)
         return method(model, *batch)
 
+    def call_steps(
+        network: SmallNetwork, weights: torch.Tensor, batches: StoredBatches, source: Source, **options: Any
+    ) -> torch.Tensor:
+        passes.put(len(batches.indices) * (1 + source.own + (source.shared is not None)))
+        return steps(network, weights, batches, source, **options)
+
     def since() -> int:
-        nonlocal told
-        before, told = told, next(passes) + 1
-        return told - before - 1
+        return sum(passes.get() for _ in range(passes.qsize()))
 
     FlatModel._backward = call  # type: ignore[method-assign]
+    client.local_steps = call_steps
     try:
         yield since
     finally:
         FlatModel._backward = method  # type: ignore[method-assign]
+        client.local_steps = steps
 
 
 def measure(case: Case, cohort: int, timed: int, cores: int) -> dict[str, Any]:

@@ -187,6 +187,8 @@ struct Network {
   int64_t channels, height, width;             // of an image
   std::vector<ConvolutionShape> convolutions;  // the first of which takes images
   std::vector<int64_t> widths;                 // of what enters the dense layers, of each hidden one, and the classes
+
+  int64_t parameters() const;
 };
 // Images as they are stored, [count, pixels, channels], and each channel's shift and scale: a value stands for
 // (stored - shift) / scale.

@@ -41,11 +41,6 @@ std::vector<Layer> layers_of(const Network& network) {
   return layers;
 }
 
-int64_t parameters(const std::vector<Layer>& layers) {
-  const Layer& last = layers.back();
-  return last.bias + last.dense.outputs;
-}
-
 int64_t image_floats(const Network& network) { return network.channels * network.height * network.width * kLanes; }
 
 // The memory of a block: [0] is for what enters the first layer, [i + 1] for what leaves the i-th.
@@ -307,12 +302,17 @@ bool for_blocks(int64_t images, float* out, int64_t size, int threads, const Bod
 
 }  // namespace
 
+int64_t Network::parameters() const {
+  const Layer last = layers_of(*this).back();
+  return last.bias + last.dense.outputs;
+}
+
 bool network_gradient(const Network& network, const float* weights, const NetworkBatch& batch, float* gradient,
                       float* loss, int threads) {
   const std::vector<Layer> layers = layers_of(network);
   std::vector<float> own(batch.count);
   const bool valid =
-      for_blocks(batch.count, gradient, parameters(layers), threads, [&](int64_t first, int64_t count, float* sum) {
+      for_blocks(batch.count, gradient, network.parameters(), threads, [&](int64_t first, int64_t count, float* sum) {
         const Block block = block_memory(network, layers, false);
         load(network, batch, first, count, block.values[0]);
         forward(layers, weights, block);
@@ -333,7 +333,7 @@ bool network_second(const Network& network, const float* weights, const float* d
                     const NetworkSecond& out, int threads) {
   const std::vector<Layer> layers = layers_of(network);
   const int64_t classes = network.widths.back(), pixels = image_floats(network) / kLanes;
-  return for_blocks(batch.count, out.in_weights, parameters(layers), threads,
+  return for_blocks(batch.count, out.in_weights, network.parameters(), threads,
                     [&](int64_t first, int64_t count, float* sum) {
                       const Block block = block_memory(network, layers, true);
                       float own[kLanes];
@@ -377,35 +377,6 @@ bool network_evaluate(const Network& network, const float* weights, const Networ
   });
   *loss = static_cast<float>(sum);
   return valid;
-}
-
-Wrong network_steps(const Network& network, const NetworkSteps& work) {
-  const int64_t size = parameters(layers_of(network));
-  const std::vector<float> table = work.images.table();
-  if (!work.images.have(work.indices, work.steps * work.batch)) return Wrong::index;
-  std::vector<int64_t> labels(work.batch);
-  float unused;
-  const float* weights = work.step.weights;
-  const float* other = work.shared ? work.other : work.given;
-  for (int64_t k = 0; k < work.steps; ++k) {
-    const int64_t* indices = work.indices + k * work.batch;
-    for (int64_t i = 0; i < work.batch; ++i) labels[i] = work.labels[indices[i]];
-    const NetworkBatch batch{nullptr, {},           work.batch,   labels.data(), nullptr,
-                             nullptr, &work.images, table.data(), indices};
-    if (work.shared && !network_gradient(network, weights, *work.shared, work.other, &unused, 1)) return Wrong::label;
-    if (work.own && !network_gradient(network, weights, batch, work.gradient, &unused, 1)) return Wrong::label;
-    const float* at = weights;
-    if (work.own || other) {
-      const bool mixed = work.own && other;
-      const SamDirection direction{
-          work.own ? work.gradient : other, mixed ? other : nullptr, Dtype::f32, work.beta, work.keep, false};
-      sam_perturb_cpu(weights, direction, 1, size, work.rho, nullptr, work.ahead, 1);
-      at = work.ahead;
-    }
-    if (!network_gradient(network, at, batch, work.gradient, work.losses + k, 1)) return Wrong::label;
-    sam_step_cpu(work.step, 1, size, 1);
-  }
-  return Wrong::nothing;
 }
 
 }  // namespace fedsynsam

@@ -15,7 +15,7 @@ from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.correction import Correction
 from fedsynsam.fl.cosines import Probe
 from fedsynsam.fl.flat import FlatModel, RowModel
-from fedsynsam.fl.perturbation import Direction, Perturbation
+from fedsynsam.fl.perturbation import Direction, Perturbation, SteadyPerturbation
 from fedsynsam.fl.records import Record
 from fedsynsam.fl.steps import Steps
 from fedsynsam.ops.local_steps import local_steps
@@ -98,13 +98,12 @@ class StepOptions(TypedDict):
 def _steps_at_once(rows: Rows, work: LocalRound, rho: float, options: StepOptions) -> Tensor | None:
     """The losses [K, 1] of the steps as one call, where this library makes the passes itself; otherwise None."""
     model, ahead, steps = rows.model, rows.ahead, work.steps
-    network = model.network if isinstance(model, FlatModel) else None
-    batches = steps.stored()
+    if not isinstance(model, FlatModel) or not isinstance(work.perturbation, SteadyPerturbation):
+        return None
+    network, batches = model.network, steps.stored()
     if network is None or batches is None or network.compiled(steps.dataset.image_shape) is None:
         return None
     source = work.perturbation.source(model)
-    if source is None:
-        return None
     buffers = {"gradient": model.gradient, "ahead": ahead.weights}
     return local_steps(network, model.weights, batches, source, rho=rho, **buffers, **options).view(-1, 1)
 

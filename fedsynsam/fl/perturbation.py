@@ -40,13 +40,6 @@ class Perturbation(ABC):
     def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
         """The direction at `model.weights`, or None for plain steps. May overwrite `model.gradient`."""
 
-    def source(self, model: RowModel) -> Source | None:
-        """The same for the whole round of one client, which begins at `model.weights`; None if there is no such form.
-
-        May overwrite `model.gradient`.
-        """
-        return None
-
     def tensors(self) -> list[Tensor]:
         """What tells one round's source from another's of the same class and options."""
         return []
@@ -56,28 +49,45 @@ class Perturbation(ABC):
         return []
 
 
-class NoPerturbation(Perturbation):
-    """FedAvg: every step is plain."""
+class SteadyPerturbation(Perturbation):
+    """One whose directions come from the same source in every step of a round."""
+
+    def __init__(self) -> None:
+        self._source = Source()
+
+    @abstractmethod
+    def source(self, model: RowModel) -> Source:
+        """The source of a round that begins at `model.weights`; rows [R, P]. May overwrite `model.gradient`."""
 
     def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
-        return None
+        if step == 0:
+            self._source = self.source(model)
+        source = self._source
+        other = source.given
+        if source.shared is not None:
+            model.backward(source.shared)
+            other = model.gradient.clone() if source.own else model.gradient
+        if source.own:
+            model.backward_each(batch)
+            return Direction(model.gradient, other, source.beta)
+        return None if other is None else Direction(other)
+
+
+class NoPerturbation(SteadyPerturbation):
+    """FedAvg: every step is plain."""
 
     def source(self, model: RowModel) -> Source:
         return Source()
 
 
-class LocalGradient(Perturbation):
+class LocalGradient(SteadyPerturbation):
     """FedSAM: d = the gradient of the client's own batch (Qu et al. 2022, arXiv 2206.02618)."""
-
-    def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
-        model.backward_each(batch)
-        return Direction(model.gradient)
 
     def source(self, model: RowModel) -> Source:
         return Source(own=True)
 
 
-class PreviousUpdate(Perturbation):
+class PreviousUpdate(SteadyPerturbation):
     """FedLESAM: d = w_t − w at the client's last active round, reversed (Fan et al. 2024, arXiv 2405.18890).
 
     With u = w_last − w_t this is the descent that the server made since, so that −u ascends: d = w_last − w_t.
@@ -85,16 +95,35 @@ class PreviousUpdate(Perturbation):
     """
 
     def __init__(self, current: Tensor, last: Sequence[Tensor | None]) -> None:
+        super().__init__()
         self._rows = torch.stack([torch.zeros_like(current) if w is None else w - current for w in last])
-
-    def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
-        return Direction(self._rows)
 
     def source(self, model: RowModel) -> Source:
         return Source(given=self._rows)
 
     def tensors(self) -> list[Tensor]:
         return [self._rows]
+
+
+class FixedSet(SteadyPerturbation):
+    """FedSynSAM (and `realset`): d = beta * gradient of a small shared set + (1 - beta) * local gradient.
+
+    With `once` the shared gradient is taken at the first step only (`refresh = round`).
+    """
+
+    def __init__(self, shared: Batch, beta: float, *, once: bool = False) -> None:
+        super().__init__()
+        self._shared, self._beta, self._once = shared, beta, once
+
+    def source(self, model: RowModel) -> Source:
+        own = self._beta != 1.0
+        if not self._once:
+            return Source(own, shared=self._shared, beta=self._beta)
+        model.backward(self._shared)
+        return Source(own, given=model.gradient.clone(), beta=self._beta)
+
+    def tensors(self) -> list[Tensor]:
+        return list(self._shared)
 
 
 class Consensus(Perturbation):
@@ -122,39 +151,6 @@ class Consensus(Perturbation):
 
     def results(self) -> list[Tensor]:
         return [] if self._mu is None else [self._mu]
-
-
-class FixedSet(Perturbation):
-    """FedSynSAM (and `realset`): d = beta * gradient of a small shared set + (1 - beta) * local gradient.
-
-    With `once` the shared gradient is taken at the first step only (`refresh = round`).
-    """
-
-    def __init__(self, shared: Batch, beta: float, *, once: bool = False) -> None:
-        self._shared, self._beta, self._once = shared, beta, once
-        self._gradient: Tensor | None = None
-
-    def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
-        if step == 0 or not self._once:
-            model.backward(self._shared)
-            if self._beta == 1.0 and not self._once:
-                return Direction(model.gradient)
-            self._gradient = model.gradient.clone()
-        assert self._gradient is not None
-        if self._beta == 1.0:
-            return Direction(self._gradient)
-        model.backward_each(batch)
-        return Direction(model.gradient, self._gradient, self._beta)
-
-    def source(self, model: RowModel) -> Source:
-        own = self._beta != 1.0
-        if not self._once:
-            return Source(own, shared=self._shared, beta=self._beta)
-        model.backward(self._shared)
-        return Source(own, given=model.gradient.clone(), beta=self._beta)
-
-    def tensors(self) -> list[Tensor]:
-        return list(self._shared)
 
 
 class FreshData(Perturbation):

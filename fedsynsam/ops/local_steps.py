@@ -22,8 +22,8 @@ from .sam_arguments import check_finite, check_like, check_step
 class Source:
     """Where every step takes its direction d from: S, the gradient g of its own batch, or β·S + (1−β)·g.
 
-    S is `given` f32 [1, P] or, at the weights of each step, the gradient of a `shared` batch. With neither and without
-    `own` there is no perturbation.
+    S is `given` f32 [R, P], a row for each client, or, at the weights of each step, the gradient of a `shared` batch.
+    With neither and without `own` there is no perturbation.
     """
 
     own: bool = False

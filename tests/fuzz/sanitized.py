@@ -47,9 +47,10 @@ def build(folder: Path) -> Path:
 
 
 def networks(module: ModuleType) -> None:
-    """Every pass of networks whose sizes are no multiples of anything."""
+    """Every pass, and local steps, of networks whose sizes are no multiples of anything."""
     import torch
 
+    from fedsynsam.ops.local_steps import Source, StoredBatches, local_steps
     from fedsynsam.ops.network import SmallNetwork
 
     shapes = (
@@ -68,6 +69,15 @@ def networks(module: ModuleType) -> None:
                 network.evaluate(weights, images, labels)
                 gradient = network.differentiable_gradient(weights, images, labels, torch.rand(count), 2)
                 gradient.square().sum().backward()
+                stored = torch.randint(256, (5, *shape[1:], shape[0]), dtype=torch.uint8)
+                known = torch.randint(network.classes, (5,))
+                batches = StoredBatches(
+                    stored, torch.zeros(shape[0]), torch.ones(shape[0]), known, torch.randint(5, (2, count))
+                )
+                row = weights.detach()[None].clone()
+                for source in (Source(), Source(own=True, shared=(images.detach(), labels), beta=0.5)):
+                    buffers = {"gradient": torch.empty_like(row), "ahead": torch.empty_like(row)}
+                    local_steps(network, row, batches, source, rho=0.1, lr=0.01, **buffers)
 
 
 def replay(library: Path, seconds: float) -> None:

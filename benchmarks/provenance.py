@@ -60,7 +60,8 @@ def _commit() -> str:
         return given
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         return ""
-    changed = _output(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
+    own = ["--", ".", ":!benchmarks/results"]  # what is measured, not what was measured before
+    changed = _output(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", *own])
     return _output(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]) + ("+changes" if changed else "")
 
 

@@ -57,14 +57,14 @@ int tile_level();
 // here and not by the loader, so that every compiler can have it.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(FSS_NO_CLONES)
 #define FSS_TILE_VARIANTS 1
-#define FSS_FOR_EACH_ISA(NAME, ARGS, BODY)                                                               \
-  __attribute__((target("arch=x86-64-v4"))) void NAME##_avx512(const ARGS& args) { BODY<Avx512>(args); } \
-  __attribute__((target("arch=x86-64-v3"))) void NAME##_avx2(const ARGS& args) { BODY<Avx2>(args); }     \
-  void NAME##_baseline(const ARGS& args) { BODY<Baseline>(args); }                                       \
-  void NAME(const ARGS& args) {                                                                          \
-    if (tile_level() == 2) return NAME##_avx512(args);                                                   \
-    if (tile_level() == 1) return NAME##_avx2(args);                                                     \
-    NAME##_baseline(args);                                                                               \
+#define FSS_FOR_EACH_ISA(NAME, ARGS, BODY)                                                                      \
+  static __attribute__((target("arch=x86-64-v4"))) void NAME##_avx512(const ARGS& args) { BODY<Avx512>(args); } \
+  static __attribute__((target("arch=x86-64-v3"))) void NAME##_avx2(const ARGS& args) { BODY<Avx2>(args); }     \
+  static void NAME##_baseline(const ARGS& args) { BODY<Baseline>(args); }                                       \
+  void NAME(const ARGS& args) {                                                                                 \
+    if (tile_level() == 2) return NAME##_avx512(args);                                                          \
+    if (tile_level() == 1) return NAME##_avx2(args);                                                            \
+    NAME##_baseline(args);                                                                                      \
   }
 #else
 #define FSS_TILE_VARIANTS 0

@@ -79,9 +79,10 @@ def train(
         "momentum_buffer": rows.velocity if config.momentum else None,
         "correction": constant,
     }
-    losses = None if probes else _steps_at_once(rows, work, config.rho or 0.0, options)
+    rho = config.rho or 0.0
+    losses = None if probes else _steps_at_once(rows, work, rho, options)
     if losses is None:
-        losses = _steps_in_turn(rows, work, config.rho or 0.0, options, probes)
+        losses = _steps_in_turn(rows, work, rho, options, probes)
     return model.weights - start, losses.mean(dim=0), *work.perturbation.results()
 
 
@@ -98,10 +99,11 @@ class StepOptions(TypedDict):
 def _steps_at_once(rows: Rows, work: LocalRound, rho: float, options: StepOptions) -> Tensor | None:
     """The losses [K, 1] of the steps as one call, where this library makes the passes itself; otherwise None."""
     model, ahead, steps = rows.model, rows.ahead, work.steps
-    if not isinstance(model, FlatModel) or not isinstance(work.perturbation, SteadyPerturbation):
+    network = model.network if isinstance(model, FlatModel) else None
+    if network is None or not isinstance(work.perturbation, SteadyPerturbation):
         return None
-    network, batches = model.network, steps.stored()
-    if network is None or batches is None or network.compiled(steps.dataset.image_shape) is None:
+    batches = steps.stored()
+    if batches is None or network.compiled(steps.dataset.image_shape) is None:
         return None
     source = work.perturbation.source(model)
     buffers = {"gradient": model.gradient, "ahead": ahead.weights}

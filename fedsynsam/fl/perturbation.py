@@ -52,15 +52,14 @@ class Perturbation(ABC):
 class SteadyPerturbation(Perturbation):
     """One whose directions come from the same source in every step of a round."""
 
-    def __init__(self) -> None:
-        self._source = Source()
+    _source: Source | None = None  # of the round whose steps are being made
 
     @abstractmethod
     def source(self, model: RowModel) -> Source:
         """The source of a round that begins at `model.weights`; rows [R, P]. May overwrite `model.gradient`."""
 
     def direction(self, model: RowModel, batch: RowBatch, step: int) -> Direction | None:
-        if step == 0:
+        if step == 0 or self._source is None:
             self._source = self.source(model)
         source = self._source
         other = source.given
@@ -95,7 +94,6 @@ class PreviousUpdate(SteadyPerturbation):
     """
 
     def __init__(self, current: Tensor, last: Sequence[Tensor | None]) -> None:
-        super().__init__()
         self._rows = torch.stack([torch.zeros_like(current) if w is None else w - current for w in last])
 
     def source(self, model: RowModel) -> Source:
@@ -112,7 +110,6 @@ class FixedSet(SteadyPerturbation):
     """
 
     def __init__(self, shared: Batch, beta: float, *, once: bool = False) -> None:
-        super().__init__()
         self._shared, self._beta, self._once = shared, beta, once
 
     def source(self, model: RowModel) -> Source:

@@ -65,11 +65,14 @@ class Steps:
         return self._gathered[place]
 
     def stored(self) -> StoredBatches | None:
-        """All batches of one client as the extension gathers them; None if it does not, or there are more clients."""
+        """All batches of one client as the extension gathers them; None where it does not.
+
+        It does not for more clients, padded batches, images that are not uint8, and elsewhere than on the CPU.
+        """
         data, images = self.dataset, self.dataset.x_train
         if len(self.sizes) != 1 or self._share is not None or not images.gathers_here:
             return None
-        return StoredBatches(images.stored, images.shift, images.scale, data.y_train, self._indices[:, 0])
+        return StoredBatches(images.stored, images.shift, images.scale, data.y_train.contiguous(), self._indices[:, 0])
 
     def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.dataset.x_train[indices], self.dataset.y_train[indices]

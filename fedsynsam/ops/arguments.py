@@ -40,6 +40,12 @@ def check_tensor(name: str, tensor: Any, shape: Sequence[int], dtypes: Collectio
         raise ArgumentError(f"{name} is on {tensor.device}; expected {device}, like the other tensors")
 
 
+def check_contiguous(name: str, tensor: Tensor) -> None:
+    """Check that a tensor lies in memory without gaps, in the order of its elements."""
+    if not tensor.is_contiguous():
+        raise ArgumentError(f"{name} is not contiguous (strides {tensor.stride()}); pass {name}.contiguous()")
+
+
 def check_written(name: str, tensor: Tensor) -> None:
     """Check that a tensor that is written is contiguous."""
     if not tensor.is_contiguous():

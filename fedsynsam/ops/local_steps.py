@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .arguments import check_apart, check_written
+from .arguments import check_apart, check_contiguous, check_tensor
 from .extension import address, loaded
-from .network import Batch, SmallNetwork
+from .network import CPU, NetworkBatch, SmallNetwork, check_images
 from .sam_arguments import check_finite, check_like, check_step
 
 
@@ -31,10 +31,16 @@ class Source:
     shared: tuple[Tensor, Tensor] | None = None  # images and labels, as `SmallNetwork` takes them
     beta: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.given is not None and self.shared is not None:
+            raise ArgumentError("given and shared are both there; a direction has one of them in it")
+        if self.beta != 1.0 and not (self.own and (self.given is not None or self.shared is not None)):
+            raise ArgumentError(f"beta is {self.beta}, but there are no two directions to mix; leave beta out")
+
 
 @dataclass(frozen=True)
 class StoredBatches:
-    """Batches of stored images: (stored − shift) / scale of those at the indices."""
+    """Batches of stored images: (stored − shift) / scale of those at the indices. All on the CPU."""
 
     stored: Tensor  # uint8 [N, H, W, C]
     shift: Tensor  # f32 [C]
@@ -43,20 +49,12 @@ class StoredBatches:
     indices: Tensor  # int64 [K, B]
 
     def __post_init__(self) -> None:
-        count, channels = len(self.stored), self.stored.shape[-1]
-        for name, dtype, shape in (
-            ("stored", torch.uint8, self.stored.shape),
-            ("shift", torch.float32, (channels,)),
-            ("scale", torch.float32, (channels,)),
-            ("labels", torch.int64, (count,)),
-            ("indices", torch.int64, self.indices.shape),
-        ):
-            tensor = getattr(self, name)
-            if tensor.dtype != dtype or tensor.shape != shape or not (tensor.is_cpu and tensor.is_contiguous()):
-                raise ArgumentError(
-                    f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}; it must be contiguous {dtype} "
-                    f"{list(shape)} on the CPU"
-                )
+        check_images(self.stored, self.shift, self.scale)
+        if self.indices.dim() != 2:
+            raise ArgumentError(f"indices has shape {tuple(self.indices.shape)}; expected [K, B]")
+        for name, shape in (("labels", self.stored.shape[:1]), ("indices", self.indices.shape)):
+            check_tensor(name, getattr(self, name), shape, (torch.int64,), CPU)
+            check_contiguous(name, getattr(self, name))
 
 
 def local_steps(
@@ -77,9 +75,11 @@ def local_steps(
     """Make a step w ← w − lr · (∇f(w') + weight_decay · w + correction) for each batch; return the losses f32 [K].
 
     w' = w + rho · d / ‖d‖, or w. weights f32 [1, P] are stepped; gradient and ahead, like them, are overwritten.
-    momentum_buffer and correction as `sam_step` takes them. One thread. Raises ArgumentError for a wrong shape, dtype
-    or value, or a label that is no class, and IndexError for an index that is no image.
+    momentum_buffer and correction are as in `sam_step`; correction and a given direction must be contiguous. One
+    thread. Raises ArgumentError for a wrong shape, dtype or value, and IndexError for an index that is no image, both
+    before the first step; a label that is no class raises ArgumentError, too, maybe after some.
     """
+    network.check_vector("weights", weights)
     check_step(weights, gradient, correction, momentum_buffer, lr, weight_decay, momentum)
     check_finite(rho=rho, beta=source.beta)
     written = {"weights": weights, "gradient": gradient, "ahead": ahead}
@@ -89,11 +89,11 @@ def local_steps(
     for name, tensor in (*written.items(), *read.items()):
         if tensor is not None:
             check_like(name, tensor, weights)
-            check_written(name, tensor)
+            check_contiguous(name, tensor)
     check_apart(written, {name: [tensor] for name, tensor in read.items()})
     steps, size = batches.indices.shape
     count, height, width, channels = batches.stored.shape
-    shared = None if source.shared is None else Batch(network, *source.shared)
+    shared = None if source.shared is None else NetworkBatch(network, *source.shared)
     if shared is not None and shared.images.shape[1:] != (channels, height, width):
         raise ArgumentError(
             f"the shared images are {list(shared.images.shape[1:])}; they must be [{channels}, {height}, {width}], "
@@ -102,7 +102,7 @@ def local_steps(
     other = torch.empty_like(gradient) if shared is not None else None
     losses = weights.new_empty(steps)
     wrong = loaded().network_steps_cpu(
-        network.compiled((channels, height, width)),
+        network.fitting((channels, height, width)),
         batches.stored.data_ptr(), count, height * width, channels,
         batches.shift.data_ptr(), batches.scale.data_ptr(), batches.labels.data_ptr(),
         batches.indices.data_ptr(), steps, size,

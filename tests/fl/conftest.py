@@ -12,14 +12,14 @@ from fedsynsam.fl.data import Dataset, dataset_from_arrays
 
 
 def tiny_arrays(seed: int = 0, train: int = 240, test: int = 60, classes: int = 3) -> dict[str, np.ndarray]:
-    """Noisy 8x8 patterns, one a class: easy to learn, but not in one step."""
+    """Noisy 8x8 patterns, one a class: easy to learn, but not in one step. Stored as uint8, as real images are."""
     rng = np.random.default_rng(seed)
     patterns = rng.uniform(0, 1, (classes, 8, 8))
     arrays = {}
     for part, count in (("train", train), ("test", test)):
         labels = np.arange(count) % classes
         images = patterns[labels] + rng.normal(0, 0.4, (count, 8, 8))
-        arrays[f"x_{part}"], arrays[f"y_{part}"] = images.astype(np.float32), labels
+        arrays[f"x_{part}"], arrays[f"y_{part}"] = np.clip(80 * (images + 1), 0, 255).astype(np.uint8), labels
     return arrays
 
 

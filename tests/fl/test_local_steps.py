@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as functional
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsynsam.errors import ArgumentError
 from fedsynsam.fl import client
-from fedsynsam.fl.algorithm import PRESETS
+from fedsynsam.fl.algorithm import PRESETS, Knowledge, perturbation_for, resolve
 from fedsynsam.fl.client import LocalRound
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.correction import Correction
@@ -25,6 +25,7 @@ from fedsynsam.fl.perturbation import (
     NoPerturbation,
     Perturbation,
     PreviousUpdate,
+    SteadyPerturbation,
 )
 from fedsynsam.fl.small import small_network
 from fedsynsam.fl.steps import Steps
@@ -58,6 +59,7 @@ def perturbations(dataset: Dataset, start: Tensor) -> dict[str, Perturbation]:
         "previous": PreviousUpdate(start, [other]),
         "never active": PreviousUpdate(start, [None]),
         "synthetic": FixedSet(shared, 1.0),
+        "real": FixedSet((shared[0], dataset.y_train[:20]), 1.0),
         "mixed": FixedSet(shared, 0.5),
         "once": FixedSet(shared, 1.0, once=True),
         "mixed once": FixedSet(shared, 0.5, once=True),
@@ -84,13 +86,13 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("plain", [True, False], ids=["plain", "corrected"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("model", "channels"), [("cnn", 1), ("cnn", 3), ("mlp", 3)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_bits_are_those_of_steps_in_turn(
-    at_once: list[Tensor], monkeypatch: pytest.MonkeyPatch, kind: str, channels: int, plain: bool
+    at_once: list[Tensor], monkeypatch: pytest.MonkeyPatch, kind: str, model: str, channels: int, plain: bool
 ) -> None:
     dataset = uint8_dataset(channels)
-    module = build_model("cnn", dataset.image_shape, CLASSES, seed=0)
+    module = build_model(model, dataset.image_shape, CLASSES, seed=0)
     start = flat_weights(module)
     config, correction = RunConfig(rho=0.1, lr=0.1), Correction()
     if not plain:
@@ -110,11 +112,27 @@ def test_the_bits_are_those_of_steps_in_turn(
     assert all(torch.equal(one, other) for one, other in zip(whole, in_turn, strict=True))
 
 
-def test_every_preset_but_two_makes_its_steps_at_once() -> None:
+def test_every_preset_but_two_has_one_source_for_a_round() -> None:
     """The exceptions are FedSMOO, whose duals move at each step, and `oracle`, a ceiling for study."""
-    kinds = {"previous": "previous", "local": "local", "real": "synthetic", "synthetic": "synthetic", "none": "none"}
-    in_turn = {name for name, preset in PRESETS.items() if preset.perturbation not in kinds}
+    dataset, weights = uint8_dataset(), torch.zeros(3)
+    shared = dataset.x_train[torch.arange(4)], dataset.y_train[:4]
+    in_turn = set()
+    for name in PRESETS:
+        config = resolve(RunConfig(algorithm=name))
+        knowledge = Knowledge(weights, [weights + 1], shared, own=[{"mu": weights}])
+        perturbation = perturbation_for(config, knowledge, dataset, 2, [0])
+        if not isinstance(perturbation, SteadyPerturbation):
+            in_turn.add(name)
     assert in_turn == {"fedsmoo", "oracle"}
+
+
+def test_a_source_says_one_thing() -> None:
+    given, shared = torch.zeros(1, 3), (torch.zeros(1, 1, 4, 4), torch.zeros(1))
+    with pytest.raises(ArgumentError, match="given and shared are both there"):
+        Source(given=given, shared=shared)
+    for wrong in ({"own": True}, {"given": given}, {}):
+        with pytest.raises(ArgumentError, match=r"beta is 0.5, but there are no two directions"):
+            Source(**wrong, beta=0.5)
 
 
 def test_other_rounds_are_made_in_turn(at_once: list[Tensor]) -> None:
@@ -127,12 +145,15 @@ def test_other_rounds_are_made_in_turn(at_once: list[Tensor]) -> None:
     draws = [np.zeros((2, 6), int)]
     for steps in (Steps(floats, draws), Steps(dataset, draws, 8)):  # float images; a padded batch
         Worker(module, CPU).train(start, LocalRound(steps, LocalGradient(), Correction()), config)
-    resnet = build_model("resnet18", dataset.image_shape, CLASSES, seed=0)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(256, CLASSES), nn.Tanh())  # no model that the extension knows
     work = LocalRound(Steps(dataset, draws), NoPerturbation(), Correction())
-    Worker(resnet, CPU).train(flat_weights(resnet), work, config)
+    Worker(other, CPU).train(flat_weights(other), work, config)
+    worker = Worker(module, CPU)
     with backend.use_backend("reference"):
-        Worker(module, CPU).train(start, work, config)
+        worker.train(start, work, config)
     assert not at_once
+    worker.train(start, work, config)
+    assert len(at_once) == 1
 
 
 def call(dataset: Dataset, **changes: Any) -> Tensor:
@@ -154,15 +175,26 @@ def call(dataset: Dataset, **changes: Any) -> Tensor:
     [
         ({"indices": torch.tensor([[0, 60]])}, IndexError, "not from 0 to 59"),
         ({"indices": torch.tensor([[-1, 0]])}, IndexError, "not from 0 to 59"),
-        ({"indices": torch.zeros(2, 3)}, ArgumentError, "indices is torch.float32"),
+        ({"indices": torch.zeros(2, 3)}, ArgumentError, "indices has dtype torch.float32"),
+        ({"indices": torch.zeros(3).long()}, ArgumentError, r"indices has shape \(3,\)"),
+        ({"stored": torch.zeros(60, 16, 16, dtype=torch.uint8)}, ArgumentError, r"stored has shape \(60, 16, 16\)"),
+        ({"stored": torch.zeros(60, 9, 16, 1, dtype=torch.uint8)}, ArgumentError, r"do not fit images of \[1, 9, 16\]"),
+        ({"weights": torch.zeros(1, 100)}, ArgumentError, "weights is torch.float32 .* with 6116 values"),
+        ({"gradient": torch.zeros(1, 100)}, ArgumentError, "gradient has shape"),
         ({"labels": torch.full((60,), CLASSES)}, ArgumentError, "none of the model's classes, 0 to 3"),
-        ({"labels": torch.zeros(59, dtype=torch.int64)}, ArgumentError, r"labels is torch.int64 \[59\]"),
-        ({"shift": torch.zeros(2)}, ArgumentError, r"shift is torch.float32 \[2\]"),
+        ({"labels": torch.zeros(59, dtype=torch.int64)}, ArgumentError, r"labels has shape \(59,\)"),
+        ({"shift": torch.zeros(2)}, ArgumentError, r"shift has shape \(2,\)"),
         ({"rho": float("nan")}, ArgumentError, "rho is nan"),
         ({"lr": float("inf")}, ArgumentError, "lr is inf"),
         ({"ahead": torch.zeros(1, 3)}, ArgumentError, "ahead has shape"),
         ({"source": Source(given=torch.zeros(1, 3))}, ArgumentError, "given has shape"),
         ({"source": Source(shared=(torch.zeros(2, 1, 16, 16), torch.zeros(3)))}, ArgumentError, "labels are"),
+        ({"source": Source(shared=(torch.zeros(0, 1, 16, 16), torch.zeros(0).long()))}, ArgumentError, "images are"),
+        (
+            {"source": Source(shared=(torch.zeros(2, 1, 16, 16), torch.zeros(2, dtype=torch.int64, device="meta")))},
+            ArgumentError,
+            "must be on the CPU",
+        ),
         ({"source": Source(shared=(torch.zeros(2, 1, 16, 15), torch.zeros(2).long()))}, ArgumentError, "shared images"),
     ],
 )

@@ -16,7 +16,7 @@ from fedsynsam.fl.flat import FlatModel, flat_weights
 from fedsynsam.fl.models import build_model
 from fedsynsam.fl.small import small_network
 from fedsynsam.ops import backend
-from fedsynsam.ops.network import SmallNetwork
+from fedsynsam.ops.network import SmallNetwork, gather_images
 
 pytestmark = pytest.mark.skipif(backend.extension is None, reason="the C++ extension is not built")
 INSTRUCTION_SETS = backend.extension.network_instruction_sets() if backend.extension is not None else []
@@ -203,6 +203,41 @@ def test_labels_of_another_kind_are_refused() -> None:
             network.gradient(weights, images, right, share, out=out)
     with pytest.raises(ArgumentError, match="labels are soft"):
         network.evaluate(weights, images, torch.zeros(20, 10))
+    with pytest.raises(ArgumentError, match="must be on the CPU"):
+        network.gradient(weights, images, torch.zeros(20, dtype=torch.int64, device="meta"), out=out)
+
+
+def test_vectors_and_images_that_do_not_fit_are_refused() -> None:
+    """The extension would write beyond them."""
+    module = two_convolutions()
+    network, weights, images = network_of(module), flat_weights(module), torch.zeros(20, 1, 28, 28)
+    right, out = torch.zeros(20, dtype=torch.int64), torch.empty_like(weights)
+    assert network.size == len(weights)
+    for wrong in (weights[:-1], weights.double(), torch.zeros(network.size, device="meta")):
+        with pytest.raises(ArgumentError, match=f"weights is .* it must be float32 with {len(weights)} values"):
+            network.gradient(wrong, images, right, out=out)
+        with pytest.raises(ArgumentError, match=f"out is .* it must be float32 with {len(weights)} values"):
+            network.gradient(weights, images, right, out=wrong)
+    with pytest.raises(ArgumentError, match="weights is not contiguous"):
+        network.gradient(torch.zeros(2 * network.size)[::2], images, right, out=out)
+    with pytest.raises(ArgumentError, match=r"do not fit images of \[1, 28, 27\]"):
+        network.gradient(weights, images[..., 1:], right, out=out)
+    for wrong in (images[0], images.double(), images[:0]):
+        with pytest.raises(ArgumentError, match=r"they must be float32 \[N, C, H, W\]"):
+            network.gradient(weights, wrong, right[: len(wrong)], out=out)
+
+
+def test_stored_images_of_another_kind_are_refused() -> None:
+    stored, one = torch.zeros(3, 4, 4, 1, dtype=torch.uint8), torch.ones(1)
+    assert gather_images(stored, torch.tensor([[2, 0]]), one, one).shape == (1, 2, 4, 4, 1)
+    with pytest.raises(ArgumentError, match="indices has dtype"):
+        gather_images(stored, torch.tensor([0], dtype=torch.int32), one, one)
+    with pytest.raises(ArgumentError, match="stored has dtype"):
+        gather_images(stored.float(), torch.tensor([0]), one, one)
+    with pytest.raises(ArgumentError, match="scale has dtype"):
+        gather_images(stored, torch.tensor([0]), one, one.double())
+    with pytest.raises(ArgumentError, match="stored is not contiguous"):
+        gather_images(stored[:, ::2], torch.tensor([0]), one, one)
 
 
 def test_other_models_are_left_to_pytorch() -> None:

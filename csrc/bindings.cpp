@@ -216,16 +216,16 @@ void bind_network(py::module_& m) {
       [](const Network& net, uintptr_t bytes, int64_t images, int64_t pixels, int64_t channels, uintptr_t shift,
          uintptr_t scale, uintptr_t all_labels, uintptr_t indices, int64_t steps, int64_t batch, uintptr_t given,
          uintptr_t shared, const Strides& strides, int64_t count, uintptr_t labels, uintptr_t targets, uintptr_t share,
-         bool own, double beta, double rho, uintptr_t weights, uintptr_t gradient, uintptr_t ahead, uintptr_t other,
-         uintptr_t correction, uintptr_t momentum_buffer, double lr, double weight_decay, double momentum,
-         uintptr_t losses) {
+         bool own, double beta, double rho, double clip, uintptr_t weights, uintptr_t gradient, uintptr_t ahead,
+         uintptr_t other, uintptr_t correction, uintptr_t momentum_buffer, double lr, double weight_decay,
+         double momentum, uintptr_t losses) {
         const auto set = network_batch(shared, strides, count, labels, targets, share);
         const int f32 = static_cast<int>(fedsynsam::Dtype::f32);
         return static_cast<int>(fedsynsam::network_steps(
             net, {stored_images(bytes, images, pixels, channels, shift, scale), pointer<int64_t>(all_labels),
                   pointer<int64_t>(indices), steps, batch, pointer<float>(given), shared ? &set : nullptr, own,
                   static_cast<float>(beta), static_cast<float>(1.0 - beta), static_cast<float>(rho),
-                  pointer<float>(gradient), pointer<float>(ahead), pointer<float>(other),
+                  static_cast<float>(clip), pointer<float>(gradient), pointer<float>(ahead), pointer<float>(other),
                   sam_step_arguments(weights, gradient, f32, correction, momentum_buffer, lr, weight_decay, momentum),
                   pointer<float>(losses)}));
       },

@@ -250,6 +250,7 @@ struct NetworkSteps {
   const NetworkBatch* shared;  // or null
   bool own;
   float beta, keep, rho;
+  float clip;       // a gradient at w' that is longer is shortened to this length; infinity: never
   float* gradient;  // [P], which `step` takes
   float* ahead;     // [P], for w'
   float* other;     // [P], for the gradient of `shared`

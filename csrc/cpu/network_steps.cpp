@@ -1,9 +1,22 @@
 // A client's local steps of a small network: fedsynsam.h says what they are.
+#include <cmath>
 #include <vector>
 
 #include "fedsynsam.h"
 
 namespace fedsynsam {
+namespace {
+
+// ops/clip.py does the same to rows.
+void clip_length(float* gradient, int64_t size, float longest) {
+  float length;
+  sam_norm_cpu(nullptr, {gradient, nullptr, Dtype::f32, 1.0f, 0.0f, false}, 1, size, &length, 1);
+  const float scale = longest / length;
+  if (scale >= 1.0f) return;
+  for (int64_t i = 0; i < size; ++i) gradient[i] *= scale;
+}
+
+}  // namespace
 
 Wrong network_steps(const Network& network, const NetworkSteps& work) {
   const int64_t size = network.parameters();
@@ -29,6 +42,7 @@ Wrong network_steps(const Network& network, const NetworkSteps& work) {
       at = work.ahead;
     }
     if (!network_gradient(network, at, batch, work.gradient, work.losses + k, 1)) return Wrong::label;
+    if (std::isfinite(work.clip)) clip_length(work.gradient, size, work.clip);
     sam_step_cpu(work.step, 1, size, 1);
   }
   return Wrong::nothing;

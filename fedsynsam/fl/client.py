@@ -18,6 +18,7 @@ from fedsynsam.fl.flat import FlatModel, RowModel
 from fedsynsam.fl.perturbation import Direction, Perturbation, SteadyPerturbation
 from fedsynsam.fl.records import Record
 from fedsynsam.fl.steps import Steps
+from fedsynsam.ops.clip import clip_rows_
 from fedsynsam.ops.local_steps import local_steps
 from fedsynsam.ops.sam_plans import Plan, plan_perturb, plan_step
 from fedsynsam.wire import Payload
@@ -63,7 +64,8 @@ def train(
     What the perturbation made of the clients' own vectors (`Perturbation.results`) comes after these two.
 
     w ← w − lr · (scale · ∇f(w + ε) + (decay + weight_decay) · w + constant), with ε = rho · d / ‖d‖ from the
-    perturbation, or ε = 0 where it gives no direction, and the rest from the correction. No step waits for the device.
+    perturbation, or ε = 0 where it gives no direction, ∇f no longer than clip_norm, and the rest from the
+    correction. No step waits for the device.
     `probes`, one a client, measure on the way, and change nothing.
     """
     model, correction = rows.model, work.correction
@@ -79,10 +81,9 @@ def train(
         "momentum_buffer": rows.velocity if config.momentum else None,
         "correction": constant,
     }
-    rho = config.rho or 0.0
-    losses = None if probes else _steps_at_once(rows, work, rho, options)
+    losses = None if probes else _steps_at_once(rows, work, config, options)
     if losses is None:
-        losses = _steps_in_turn(rows, work, rho, options, probes)
+        losses = _steps_in_turn(rows, work, config, options, probes)
     return model.weights - start, losses.mean(dim=0), *work.perturbation.results()
 
 
@@ -96,7 +97,7 @@ class StepOptions(TypedDict):
     correction: Tensor | None
 
 
-def _steps_at_once(rows: Rows, work: LocalRound, rho: float, options: StepOptions) -> Tensor | None:
+def _steps_at_once(rows: Rows, work: LocalRound, config: RunConfig, options: StepOptions) -> Tensor | None:
     """The losses [K, 1] of the steps as one call, where this library makes the passes itself; otherwise None."""
     model, ahead, steps = rows.model, rows.ahead, work.steps
     network = model.network if isinstance(model, FlatModel) else None
@@ -106,11 +107,22 @@ def _steps_at_once(rows: Rows, work: LocalRound, rho: float, options: StepOption
     if batches is None or network.compiled(steps.dataset.image_shape) is None:
         return None
     source = work.perturbation.source(model)
-    buffers = {"gradient": model.gradient, "ahead": ahead.weights}
-    return local_steps(network, model.weights, batches, source, rho=rho, **buffers, **options).view(-1, 1)
+    return local_steps(
+        network,
+        model.weights,
+        batches,
+        source,
+        rho=config.rho or 0.0,
+        clip_norm=config.clip_norm,
+        gradient=model.gradient,
+        ahead=ahead.weights,
+        **options,
+    ).view(-1, 1)
 
 
-def _steps_in_turn(rows: Rows, work: LocalRound, rho: float, options: StepOptions, probes: Sequence[Probe]) -> Tensor:
+def _steps_in_turn(
+    rows: Rows, work: LocalRound, config: RunConfig, options: StepOptions, probes: Sequence[Probe]
+) -> Tensor:
     """The losses [K, R] of the steps, operation by operation."""
     model, ahead = rows.model, rows.ahead
     step = plan_step(model.weights, model.gradient, **options)  # the gradient is that of `ahead`, too
@@ -133,7 +145,7 @@ def _steps_in_turn(rows: Rows, work: LocalRound, rho: float, options: StepOption
                     plan_perturb(
                         model.weights,
                         direction.gradient,
-                        rho=rho,
+                        rho=config.rho or 0.0,
                         synthetic=direction.synthetic,
                         beta=direction.beta,
                         out=ahead.weights,
@@ -141,6 +153,8 @@ def _steps_in_turn(rows: Rows, work: LocalRound, rho: float, options: StepOption
                 )
             planned[1]()
             losses.append(ahead.backward_each(batch))
+        if config.clip_norm is not None:
+            clip_rows_(model.gradient, config.clip_norm)
         step()
     return torch.stack(losses)
 

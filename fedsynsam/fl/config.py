@@ -67,6 +67,8 @@ class RunConfig:
     """Local weight decay."""
     momentum: float = 0.0
     """Local momentum; its buffer starts at zero in each round."""
+    clip_norm: float | None = None
+    """Local gradients longer than this are shortened to it, before any correction is added; by default none is."""
     rho: float | None = None
     """Radius of the perturbation; by default the algorithm's own."""
     prox: float | None = None
@@ -226,6 +228,7 @@ def _check_ranges(config: RunConfig) -> None:
         ("server_lr", 0, False, math.inf),
         ("weight_decay", 0, True, math.inf),
         ("momentum", 0, True, 1),
+        ("clip_norm", 0, False, math.inf),
         ("rho", 0, True, math.inf),
         ("prox", 0, True, math.inf),
         ("gradient_share", 0, False, 1),

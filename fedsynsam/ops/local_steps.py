@@ -6,6 +6,7 @@ for Python's lock. The bits are those of `gather_images`, `SmallNetwork.gradient
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -71,17 +72,19 @@ def local_steps(
     momentum: float = 0.0,
     momentum_buffer: Tensor | None = None,
     correction: Tensor | None = None,
+    clip_norm: float | None = None,
 ) -> Tensor:
     """Make a step w ← w − lr · (∇f(w') + weight_decay · w + correction) for each batch; return the losses f32 [K].
 
-    w' = w + rho · d / ‖d‖, or w. weights f32 [1, P] are stepped; gradient and ahead, like them, are overwritten.
-    momentum_buffer and correction are as in `sam_step`; correction and a given direction must be contiguous. One
-    thread. Raises ArgumentError for a wrong shape, dtype or value, and IndexError for an index that is no image, both
-    before the first step; a label that is no class raises ArgumentError, too, maybe after some.
+    w' = w + rho · d / ‖d‖, or w; with clip_norm, ∇f(w') goes through `clip_rows_`. weights f32 [1, P] are stepped;
+    gradient and ahead, like them, are overwritten. momentum_buffer and correction are as in `sam_step`; correction and
+    a given direction must be contiguous. One thread. Raises ArgumentError for a wrong shape, dtype or value, and
+    IndexError for an index that is no image, both before the first step; a label that is no class raises ArgumentError,
+    too, maybe after some.
     """
     network.check_vector("weights", weights)
     check_step(weights, gradient, correction, momentum_buffer, lr, weight_decay, momentum)
-    check_finite(rho=rho, beta=source.beta)
+    check_finite(rho=rho, beta=source.beta, clip_norm=0.0 if clip_norm is None else clip_norm)
     written = {"weights": weights, "gradient": gradient, "ahead": ahead}
     if momentum_buffer is not None:
         written["momentum_buffer"] = momentum_buffer
@@ -107,7 +110,7 @@ def local_steps(
         batches.shift.data_ptr(), batches.scale.data_ptr(), batches.labels.data_ptr(),
         batches.indices.data_ptr(), steps, size,
         address(source.given), *(shared.pointers() if shared is not None else (0, (0, 0, 0, 0), 0, 0, 0, 0)),
-        source.own, source.beta, rho,
+        source.own, source.beta, rho, math.inf if clip_norm is None else clip_norm,
         weights.data_ptr(), gradient.data_ptr(), ahead.data_ptr(), address(other),
         address(correction), address(momentum_buffer), lr, weight_decay, momentum, losses.data_ptr(),
     )  # fmt: skip

@@ -143,6 +143,20 @@ def test_momentum_and_weight_decay() -> None:
     np.testing.assert_allclose(update, weights - problem.weights, atol=1e-6)
 
 
+def test_long_gradients_are_clipped_before_they_are_corrected() -> None:
+    problem, batch = Softmax(), Softmax.batch(0)
+    first = float(np.linalg.norm(problem.gradient(problem.weights, batch)))
+    config = RunConfig(algorithm="fedavg", lr=LR, weight_decay=0.01, clip_norm=0.9 * first)
+    update = update_of(problem, [batch] * 3, NoPerturbation(), config)
+    weights, lengths = problem.weights, []
+    for _ in range(3):
+        gradient = problem.gradient(weights, batch)
+        lengths.append(float(np.linalg.norm(gradient)))
+        weights = weights - LR * (gradient * min(1.0, 0.9 * first / lengths[-1]) + 0.01 * weights)
+    np.testing.assert_allclose(update, weights - problem.weights, atol=1e-6)
+    assert lengths[0] > 0.9 * first
+
+
 @pytest.mark.parametrize("algorithm", ["fedsam", "fedlesam", "fedsynsam", "realset", "oracle"])
 def test_rho_zero_is_fedavg_bit_for_bit(tiny_dataset: Dataset, algorithm) -> None:
     module = build_model("mlp", tiny_dataset.image_shape, tiny_dataset.classes, seed=0)

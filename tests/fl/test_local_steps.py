@@ -96,7 +96,7 @@ def test_the_bits_are_those_of_steps_in_turn(
     start = flat_weights(module)
     config, correction = RunConfig(rho=0.1, lr=0.1), Correction()
     if not plain:
-        config = config.replace(momentum=0.5, weight_decay=0.01)
+        config = config.replace(momentum=0.5, weight_decay=0.01, clip_norm=0.5)
         correction = Correction(0.5, 0.2, 0.01 * torch.randn(1, len(start), generator=torch.Generator().manual_seed(2)))
 
     def train() -> tuple[Tensor, ...]:
@@ -163,7 +163,7 @@ def call(dataset: Dataset, **changes: Any) -> Tensor:
     images, indices = dataset.x_train, torch.arange(6).view(2, 3)
     batches = {"stored": images.stored, "shift": images.shift, "scale": images.scale, "labels": dataset.y_train,
                "indices": indices}  # fmt: skip
-    options = {"weights": weights, "source": Source(own=True), "rho": 0.1, "lr": 0.1,
+    options = {"weights": weights, "source": Source(own=True), "rho": 0.1, "lr": 0.1, "clip_norm": None,
                "gradient": torch.empty_like(weights), "ahead": torch.empty_like(weights)}  # fmt: skip
     batches |= {name: value for name, value in changes.items() if name in batches}
     options |= {name: value for name, value in changes.items() if name in options}
@@ -185,6 +185,7 @@ def call(dataset: Dataset, **changes: Any) -> Tensor:
         ({"labels": torch.zeros(59, dtype=torch.int64)}, ArgumentError, r"labels has shape \(59,\)"),
         ({"shift": torch.zeros(2)}, ArgumentError, r"shift has shape \(2,\)"),
         ({"rho": float("nan")}, ArgumentError, "rho is nan"),
+        ({"clip_norm": float("inf")}, ArgumentError, "clip_norm is inf"),
         ({"lr": float("inf")}, ArgumentError, "lr is inf"),
         ({"ahead": torch.zeros(1, 3)}, ArgumentError, "ahead has shape"),
         ({"source": Source(given=torch.zeros(1, 3))}, ArgumentError, "given has shape"),

@@ -44,7 +44,7 @@ def configs_of(*words: str) -> list[RunConfig]:
 
 def test_the_studies_of_the_plan_are_there() -> None:
     names = {path.stem for path in STUDIES}
-    assert names == {"standard", "heterogeneity", "sensitivity", "presets", "cifar10"}
+    assert names == {"standard", "heterogeneity", "sensitivity", "presets", "contenders", "cifar10"}
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
@@ -74,6 +74,7 @@ def test_sweeps_take_their_values() -> None:
         ("rho", "rho"): {0.02, 0.05, 0.1, 0.2, 0.5},
         ("presets-rho", "rho"): {0.02, 0.05, 0.1},
         ("presets-wide", "rho"): {0.1, 0.2, 0.5},
+        ("clip-rho", "rho"): {0.05, 0.1},
         ("beta", "beta"): {0.25, 0.5, 0.75, 1.0},
         ("start", "synthetic_start"): {10, 25, 50},
         ("images", "synthetic_images"): {1, 5, 15},
@@ -87,6 +88,20 @@ def test_presets_holds_every_algorithm_but_the_oracle() -> None:
     assert {one.algorithm for one in tuned} == {name for name, preset in PRESETS.items() if preset.rho} - {"oracle"}
     assert not {one.seed for one in configs} & {one.seed for one in [*tuned, *configs_of(*wide)]}
     assert radii_of(configs) == {**best_radii("tuning/presets.csv"), **best_radii("tuning/presets-wide.csv")}
+
+
+def test_contenders_have_the_best_radii_on_other_seeds() -> None:
+    (words, _), (clipped, _), (tuning, _) = commands(ROOT / "examples" / "studies" / "contenders.toml")
+    configs, tuned = [*configs_of(*words), *configs_of(*clipped)], configs_of(*tuning)
+    reported = {one.seed for one in configs}
+    assert len(reported) == 10
+    assert not reported & {7, 8, 9} | reported & {one.seed for one in tuned}
+    radii = radii_of(configs)
+    assert best_radii("tuning/clip-rho.csv").items() <= radii.items()
+    wide = best_radii("tuning/presets-quantize-wide.csv")
+    assert {name: radii[name] for name in ("fedsynsam-d", "fedspeed")} == {
+        name: wide[name] for name in ("fedsynsam-d", "fedspeed")
+    }
 
 
 @pytest.mark.parametrize("study", ["standard", "heterogeneity"])

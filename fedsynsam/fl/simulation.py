@@ -43,6 +43,8 @@ from fedsynsam.fl.tensorfile import TensorFolder
 from fedsynsam.fl.training import Training, widest_batch
 from fedsynsam.fl.workers import Worker, WorkerPool
 
+CALMER = "clip gradients (clip_norm, 10 is usual), or use a smaller lr, server_lr or rho"
+
 
 class Simulation:
     """One federated run, written to the folder `out` (None writes nothing).
@@ -323,12 +325,12 @@ class Simulation:
         records = {up.client_id: up.record for up in uploads}
         self._records.keep(cohort, {client: records[client] for client in own}, current)
         if not bool(torch.isfinite(state.weights).all()):
-            raise NonFiniteError(f"the global weights diverged in round {current}; use a smaller lr, server_lr or rho")
+            raise NonFiniteError(f"the global weights diverged in round {current}; {CALMER}")
         accuracy = loss = sharpness = None
         if config.evaluates(current):
             accuracy, loss, sharpness = self._central.evaluate(state.weights, current)
             if not math.isfinite(loss):
-                raise NonFiniteError(f"the test loss is {loss} in round {current}; use a smaller lr, server_lr or rho")
+                raise NonFiniteError(f"the test loss is {loss} in round {current}; {CALMER}")
         cosines = mean_cosines([up.cosines for up in uploads])
         metrics = RoundMetrics(
             round=current,

@@ -98,7 +98,8 @@ class Training:
             return send(self.compressor, rows, states, seeds=seeds, encode=config.encode)
         except NonFiniteError as error:
             raise NonFiniteError(
-                f"client {client_ids[error.row]} diverged in round {current} ({error}); use a smaller lr or rho"
+                f"client {client_ids[error.row]} diverged in round {current} ({error}); clip gradients (clip_norm, 10 "
+                "is usual), or use a smaller lr or rho"
             ) from error
 
     def _probe(self, worker: Worker, start: Tensor) -> Probe:

@@ -43,6 +43,10 @@ def _facts(figure: Figure, rows: Sequence[Row]) -> None:
     figure.suptitle(text, fontsize=8, x=0.01, ha="left")
 
 
+def _seeds(rows: Sequence[Row]) -> str:
+    return f"{len({row['seed'] for row in rows})} seeds"
+
+
 def federation(rows: Sequence[Row]) -> Figure:
     """Draw two bars a case: against this library's passes, with quartiles, and against PyTorch's; and its goal."""
     figure, [axes] = new_figure(1, width=7.5, height=1.4 + 0.36 * len(rows))
@@ -108,14 +112,14 @@ def sharpness(standard: Sequence[Row], heterogeneity: Sequence[Row]) -> Figure:
     figure, (left, *rest) = new_figure(3, width=4.0)
     _lines(left, standard, "compressor", SPECS)
     left.set_xticks(range(len(SPECS)), [spec.replace("+", "\n+") for spec in SPECS], fontsize=8, rotation=30)
-    left.set_title("alpha = 0.1, three seeds")
+    left.set_title(f"alpha = 0.1, {_seeds(standard)}")
     left.set_ylabel("largest eigenvalue of the Hessian")
     alphas = sorted({row["alpha"] for row in heterogeneity}, key=float)
     for axes, spec in zip(rest, ("none", "topk:0.01"), strict=True):
         _lines(axes, [row for row in heterogeneity if row["compressor"] == spec], "alpha", alphas)
         axes.set_xticks(range(len(alphas)), [value.replace("inf", "inf (IID)") for value in alphas])
         axes.set_xlabel("alpha of the Dirichlet split")
-        axes.set_title(f"{spec}, two seeds")
+        axes.set_title(f"{spec}, {_seeds(heterogeneity)}")
     highest = max(axes.get_ylim()[1] for axes in (left, *rest))
     for axes in (left, *rest):
         axes.set_ylim(0, highest)

@@ -152,7 +152,7 @@ def sources(dataset: Dataset, weights: torch.Tensor) -> dict:
     }
 
 
-OPTIONS = RunConfig(algorithm="fedsam", rho=0.1, lr=0.1, momentum=0.5, weight_decay=0.01)
+OPTIONS = RunConfig(algorithm="fedsam", rho=0.1, lr=0.1, momentum=0.5, weight_decay=0.01, clip_norm=1.0)
 
 
 @pytest.mark.parametrize("kind", ["none", "local", "previous", "synthetic", "mixed", "once", "oracle"])

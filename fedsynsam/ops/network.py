@@ -188,8 +188,8 @@ def gather_images(stored: Tensor, indices: Tensor, shift: Tensor, scale: Tensor)
 
     `indices` int64 [*], `shift` and `scale` f32 [C]; the bits are PyTorch's. An index out of range raises IndexError.
     """
-    count, height, width, channels = stored.shape
     check_images(stored, shift, scale)
+    count, height, width, channels = stored.shape
     check_tensor("indices", indices, indices.shape, (torch.int64,), CPU)
     out = torch.empty(*indices.shape, height, width, channels)
     indices = indices.contiguous()

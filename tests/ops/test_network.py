@@ -236,6 +236,8 @@ def test_stored_images_of_another_kind_are_refused() -> None:
         gather_images(stored.float(), torch.tensor([0]), one, one)
     with pytest.raises(ArgumentError, match="scale has dtype"):
         gather_images(stored, torch.tensor([0]), one, one.double())
+    with pytest.raises(ArgumentError, match=r"stored has shape \(3, 4, 4\)"):
+        gather_images(stored[..., 0], torch.tensor([0]), one, one)
     with pytest.raises(ArgumentError, match="stored is not contiguous"):
         gather_images(stored[:, ::2], torch.tensor([0]), one, one)
 

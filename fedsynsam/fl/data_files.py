@@ -1,4 +1,4 @@
-"""Readers of data set files: IDX (Fashion-MNIST), parquet in the Hugging Face schema (CIFAR), and .npz."""
+"""Readers of data set files: IDX (Fashion-MNIST), parquet in the Hugging Face schema or images (CIFAR), and .npz."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fedsynsam.errors import DataError
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 Arrays = dict[str, np.ndarray]
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -56,23 +57,29 @@ def read_fashion_mnist(data_dir: str | None) -> Arrays:
 
 
 def read_cifar(name: str, data_dir: str | None) -> Arrays:
-    """CIFAR-10 or CIFAR-100 (`name`) from local parquet files, else through Hugging Face `datasets`."""
+    """CIFAR-10 or CIFAR-100 (`name`) from local parquet files or images, else through Hugging Face `datasets`."""
     label = "label" if name == "cifar10" else "fine_label"
     folders = _folders(data_dir)
     for folder in folders:
         files = {part: _parquet_files(folder, name, part) for part in ("train", "test")}
         if all(files.values()):
             return _join({part: _read_parquet(paths, label) for part, paths in files.items()})
+        root = _own_folder(folder, name)
+        if (root / "train").is_dir() and (root / "test").is_dir():
+            return _read_image_folders(root)
     if importlib.util.find_spec("datasets") is not None and data_dir is None:
         return _join({part: _read_hub(name, part, label) for part in ("train", "test")})
     searched = (
-        f"no train*.parquet and test*.parquet in {', '.join(map(str, folders))}" if folders else "no folder given"
+        f"neither train*.parquet and test*.parquet nor folders train and test of images in "
+        f"{', '.join(map(str, folders))}"
+        if folders
+        else "no folder given"
     )
     raise DataError(
         f"{name}: {searched}; get it by (1) pip install 'fedsynsam[data]', which fetches it through Hugging Face "
-        f"datasets, or (2) putting the parquet files of the data set uoft-cs/{name} in a folder given as --data-dir or "
-        "$FEDSYNSAM_DATA (needs pyarrow), or (3) giving your own .npz with "
-        f"{' '.join(KEYS)} as --dataset FILE.npz"
+        f"datasets, or (2) putting the parquet files of the data set uoft-cs/{name} (needs pyarrow), or images as "
+        "train/CLASS/*.png and test/CLASS/*.png, in a folder given as --data-dir or $FEDSYNSAM_DATA, or (3) giving "
+        f"your own .npz with {' '.join(KEYS)} as --dataset FILE.npz"
     )
 
 
@@ -110,10 +117,14 @@ def _first_existing(*paths: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def _own_folder(folder: Path, name: str) -> Path:
+    """`folder/name` if that exists, else `folder`."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
 def _parquet_files(folder: Path, name: str, part: str) -> list[Path]:
-    """Parquet files of `part` in `folder/name` if that exists, else in `folder`, subfolders included."""
-    root = folder / name if (folder / name).is_dir() else folder
-    return sorted(root.rglob(f"{part}*.parquet"))
+    """Parquet files of `part`, subfolders included."""
+    return sorted(_own_folder(folder, name).rglob(f"{part}*.parquet"))
 
 
 def _read_parquet(paths: list[Path], label: str) -> tuple[np.ndarray, np.ndarray]:
@@ -135,13 +146,48 @@ def _read_parquet(paths: list[Path], label: str) -> tuple[np.ndarray, np.ndarray
     return np.stack(images), np.concatenate(labels)
 
 
+def _read_image_folders(root: Path) -> Arrays:
+    """Images `train/CLASS/*` and `test/CLASS/*` in the order of their names; labels are the places of the classes'."""
+    classes = {
+        part: sorted(path.name for path in (root / part).iterdir() if path.is_dir()) for part in ("train", "test")
+    }
+    if not classes["train"] or classes["train"] != classes["test"]:
+        raise DataError(
+            f"{root}: train and test must have the same folders, one a class; train has "
+            f"{', '.join(classes['train']) or 'none'}, test {', '.join(classes['test']) or 'none'}"
+        )
+    parts = {}
+    for part, names in classes.items():
+        files = [
+            (path, label)
+            for label, name in enumerate(names)
+            for path in sorted((root / part / name).iterdir())
+            if path.suffix.lower() in IMAGES
+        ]
+        if not files:
+            raise DataError(f"{root / part}: no images ({', '.join(IMAGES)}) in the folders of its classes")
+        images = [_decode_image(path.read_bytes(), path) for path, _ in files]
+        for (path, _), image in zip(files, images, strict=True):
+            if image.shape != images[0].shape:
+                raise DataError(
+                    f"{path} has {_size(image)} pixels, {files[0][0]} {_size(images[0])}; all must be alike"
+                )
+        parts[part] = (np.stack(images), np.asarray([label for _, label in files]))
+    return _join(parts)
+
+
+def _size(image: np.ndarray) -> str:
+    """Width x height."""
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
 def _decode_image(blob: bytes, path: Path) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError  # comes with matplotlib
 
     try:
         return np.asarray(Image.open(io.BytesIO(blob)).convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path} holds an image that cannot be decoded: {error}") from error
+        raise DataError(f"{path}: an image cannot be decoded: {error}") from error
 
 
 def _read_hub(name: str, part: str, label: str) -> tuple[np.ndarray, np.ndarray]:

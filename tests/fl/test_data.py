@@ -188,6 +188,53 @@ def test_cifar_from_local_parquet(tmp_path, name, label) -> None:
     np.testing.assert_allclose(dataset.x_train[:].permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
 
 
+def write_images(folder, size: int = 32) -> dict[str, np.ndarray]:
+    """Three images a class, two of whose names do not sort by number, and a file that is no image; the pixels."""
+    from PIL import Image
+
+    pixels = {}
+    for part in ("train", "test"):
+        for label, name in enumerate(("airplane", "bird")):
+            (folder / part / name).mkdir(parents=True)
+            drawn = np.random.default_rng([label, len(part)]).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+            for number, image in zip((1, 10, 2), drawn, strict=True):
+                Image.fromarray(image).save(folder / part / name / f"{number}.png")
+            pixels.setdefault(part, []).append(drawn)
+        (folder / part / "bird" / "notes.txt").write_text("no image")
+    return {part: np.concatenate(arrays) for part, arrays in pixels.items()}
+
+
+@pytest.mark.parametrize("inside", ["", "cifar10"])
+def test_cifar_from_folders_of_images(tmp_path, inside) -> None:
+    pixels = write_images(tmp_path / inside)
+    dataset = load_dataset("cifar10", str(tmp_path))
+    assert dataset.y_train.tolist() == dataset.y_test.tolist() == [0, 0, 0, 1, 1, 1]
+    for images, part in ((dataset.x_train, "train"), (dataset.x_test, "test")):
+        np.testing.assert_array_equal(images.stored.numpy(), pixels[part])
+
+
+def test_wrong_folders_of_images_are_named(tmp_path) -> None:
+    from PIL import Image
+
+    write_images(tmp_path)
+    odd = tmp_path / "test" / "bird" / "3.png"
+    Image.new("RGB", (9, 7)).save(odd)
+    with pytest.raises(DataError, match=r"bird/3\.png has 9x7 pixels, .*airplane/1\.png 32x32"):
+        load_dataset("cifar10", str(tmp_path))
+    odd.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"bird/3\.png: an image cannot be decoded"):
+        load_dataset("cifar10", str(tmp_path))
+    odd.unlink()
+    (tmp_path / "train" / "cat").mkdir()
+    with pytest.raises(DataError, match="train has airplane, bird, cat, test airplane, bird"):
+        load_dataset("cifar10", str(tmp_path))
+    for path in (tmp_path / "train").rglob("*.*"):
+        path.unlink()
+    (tmp_path / "train" / "cat").rmdir()
+    with pytest.raises(DataError, match=r"train: no images \(\.png, "):
+        load_dataset("cifar10", str(tmp_path))
+
+
 @pytest.mark.parametrize(("name", "label"), [("cifar10", "label"), ("cifar100", "fine_label")])
 def test_cifar_from_hugging_face(monkeypatch, name, label) -> None:
     """With a stand-in for the package, which needs a network, of the interface that the reader uses."""

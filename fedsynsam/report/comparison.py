@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 import statistics
@@ -146,15 +147,26 @@ def _uplink(comparison: Comparison, algorithms: list[str], compressor: str) -> s
 
 
 def markdown_table(comparison: Comparison) -> str:
-    """The table as Markdown, in a sweep one a value, each with its headline figures below it."""
+    """The table as Markdown, in a sweep one a value, each with its headline figures below it; then the paired one.
+
+    The latter needs SciPy, of the extra `[report]`.
+    """
     lines: list[str] = []
     for name, part in comparison.parts():
-        header, *rows = table_rows(part)
         lines += [f"## {name}", ""] if name else []
-        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines += ["", *(f"- {headline_text(entry)}" for entry in headlines(part)), ""]
+        lines += [*_markdown(table_rows(part)), "", *(f"- {headline_text(entry)}" for entry in headlines(part)), ""]
+    if importlib.util.find_spec("scipy") is not None:
+        from .paired import PAIRED, paired_table
+
+        if pairs := paired_table(comparison):
+            lines += [f"## {PAIRED}", "", *_markdown(pairs), ""]
     return "\n".join(lines)
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    """The lines of a table; the first row is its header."""
+    header, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return [header, "|" + "---|" * len(rows[0]), *body]
 
 
 def headline_text(entry: dict[str, Any]) -> str:

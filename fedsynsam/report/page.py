@@ -50,7 +50,7 @@ def comparison_page(comparison: Comparison, headlines: list[str], command: str |
     """The page: headline figures, tables, charts with their numbers, synthetic images, and the command."""
     from .charts import charts
     from .comparison import table_rows
-    from .paired import HEADER, paired_rows
+    from .paired import PAIRED, paired_table
 
     seeds = sorted({run.config["seed"] for group in comparison.groups for run in group.runs})
     names = comparison.algorithms
@@ -67,14 +67,8 @@ def comparison_page(comparison: Comparison, headlines: list[str], command: str |
         header, *rows = table_rows(part)
         parts += [f"<h2>{html.escape(name)}</h2>"] if name else []
         parts.append(_table(header, rows))
-    pairs = [
-        [*row[:1], *([name.split(" = ")[1]] if name else []), *row[1:]]
-        for name, part in comparison.parts()
-        for row in paired_rows(part)
-    ]
-    if pairs:
-        heading = [HEADER[0], *([comparison.swept] if comparison.swept else []), *HEADER[1:]]
-        parts += ["<h2>Seed by seed, against the best of FedSynSAM's rivals</h2>", _table(heading, pairs)]
+    if pairs := paired_table(comparison):
+        parts += [f"<h2>{PAIRED}</h2>", _table(pairs[0], pairs[1:])]
     for number, chart in enumerate(charts(comparison)):
         parts += _chart(chart, number)
     parts += _synthetic_images(comparison)

@@ -8,6 +8,7 @@ from scipy import stats
 
 from .groups import Comparison, Group
 
+PAIRED = "Seed by seed, against the best of FedSynSAM's rivals"
 HEADER = [
     "algorithm",
     "compressor",
@@ -18,7 +19,16 @@ HEADER = [
 ]
 
 
-def paired_rows(comparison: Comparison) -> list[list[str]]:
+def paired_table(comparison: Comparison) -> list[list[str]]:
+    """Header and rows of a comparison, in a sweep with a column for its value; empty where no two seeds are shared."""
+    swept, rows = comparison.swept, list[list[str]]()
+    for name, part in comparison.parts():
+        own = [name.split(" = ")[1]] if swept else []
+        rows += [[row[0], *own, *row[1:]] for row in _rows(part)]
+    return [[HEADER[0], *([swept] if swept else []), *HEADER[1:]], *rows] if rows else []
+
+
+def _rows(comparison: Comparison) -> list[list[str]]:
     """A row for each algorithm and compressor that shares at least two seeds with the best rival there."""
     rows = []
     for compressor in comparison.compressors:
@@ -35,7 +45,7 @@ def paired_rows(comparison: Comparison) -> list[list[str]]:
             if len(differences) < 2:
                 continue
             mean, spread = statistics.fmean(differences), statistics.stdev(differences)
-            p = f"{stats.ttest_1samp(differences, 0.0).pvalue:.3f}" if spread > 0 else ""
+            p = f"{stats.ttest_1samp(differences, 0.0).pvalue:.2g}" if spread > 0 else ""
             cells = [f"{mean:+.2f} ± {spread:.2f}", str(len(differences)), p]
             rows.append([group.algorithm, compressor, best.algorithm, *cells])
     return rows

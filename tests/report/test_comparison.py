@@ -119,25 +119,41 @@ def test_an_algorithm_that_sends_more_has_an_uplink_of_its_own_in_the_table() ->
 
 def test_the_paired_test_is_against_the_best_of_all_rivals() -> None:
     pytest.importorskip("scipy", reason="the paired test needs SciPy")
-    from fedsynsam.report.paired import paired_rows
+    from fedsynsam.report.paired import paired_table
 
     runs = runs_of(fedavg=[0.7, 0.7], feddyn=[0.74, 0.72], fedsynsam=[0.76, 0.75], realset=[0.8, 0.8])
-    rows = {row[0]: row for row in paired_rows(read_cells(runs))}
+    rows = {row[0]: row for row in paired_table(read_cells(runs))[1:]}
     assert set(rows) == {"fedavg", "fedsynsam", "realset"}
     assert rows["fedsynsam"][2] == "feddyn"
     assert rows["fedsynsam"][3].startswith("+2.50")
     assert rows["fedavg"][5] != ""
     assert rows["fedavg"][4] == "2"
+    lines = markdown_table(read_cells(runs)).splitlines()
+    assert "| " + " | ".join(rows["fedsynsam"]) + " |" in lines
+    assert lines.index("## Seed by seed, against the best of FedSynSAM's rivals") > lines.index(
+        "| " + "accuracy, % | topk:0.01 |"
+    )
 
 
 def test_a_rival_that_failed_in_a_seed_is_not_the_best_and_equal_differences_have_no_p() -> None:
     pytest.importorskip("scipy", reason="the paired test needs SciPy")
-    from fedsynsam.report.paired import paired_rows
+    from fedsynsam.report.paired import paired_table
 
     runs = runs_of(fedavg=[0.5, 0.25, 0.75], feddyn=[0.74, 0.54], fedsynsam=[0.625, 0.375, 0.875])
-    rows = {row[0]: row for row in paired_rows(read_cells(runs))}
+    rows = {row[0]: row for row in paired_table(read_cells(runs))[1:]}
     assert {row[2] for row in rows.values()} == {"fedavg"}
     assert rows["fedsynsam"][3:] == ["+12.50 ± 0.00", "3", ""]
+    assert paired_table(read_cells(runs[:1])) == []
+
+
+def test_the_paired_table_of_a_sweep_names_the_value() -> None:
+    pytest.importorskip("scipy", reason="the paired test needs SciPy")
+    from fedsynsam.report.paired import paired_table
+
+    header, *rows = paired_table(read_cells(swept(a0_5=0.7, a0_1=0.6)))
+    assert header[:4] == ["algorithm", "alpha", "compressor", "against"]
+    assert {row[1] for row in rows} == {"0.1", "0.5"}
+    assert {row[3] for row in rows} == {"fedlesam"}
 
 
 def swept(**alphas: float) -> list[Run]:

@@ -110,6 +110,8 @@ class Simulation:
         if self.opened:
             self._remove_scratch()
         if self._folder is not None:
+            if not self.config.checkpoint_every and not _checkpoint_file(self._folder.path).exists():
+                shutil.rmtree(self._folder.checkpoint, ignore_errors=True)  # nobody can go on from records alone
             self._folder.close()
             self._folder = None
 
@@ -159,7 +161,7 @@ class Simulation:
 
     def _has_checkpoint(self) -> bool:
         """Whether the run goes on from a checkpoint, as rank 0 finds."""
-        resumed = self._resume and self.out is not None and (self.out / "checkpoint" / f"{STATE}.safetensors").exists()
+        resumed = self._resume and self.out is not None and _checkpoint_file(self.out).exists()
         return bool(self._group.on_first(lambda: b"yes" if resumed else b""))
 
     def _choose(self, threads: int) -> Choice:
@@ -346,3 +348,8 @@ class Simulation:
             synthetic_seconds=state.synthetic_seconds if newly_learned else None,
         )
         return metrics, stop
+
+
+def _checkpoint_file(folder: Path) -> Path:
+    """The file of a run's folder that makes its checkpoint one."""
+    return folder / "checkpoint" / f"{STATE}.safetensors"

@@ -91,6 +91,15 @@ def test_clients_that_never_took_part_take_nothing(tiny_config: RunConfig, tmp_p
     assert list(files(tmp_path / "none")) == ["state.safetensors"], "no residual, no file"
 
 
+def test_records_on_disk_go_with_a_run_that_keeps_no_checkpoint(tiny_config: RunConfig, tmp_path) -> None:
+    config = tiny_config.replace(residual_store="disk", checkpoint_every=0)
+    seen: list[bool] = []
+    run = Simulation(config, tmp_path / "run")
+    run.run(lambda row: seen.append(any(name.startswith("client") for name in files(tmp_path / "run"))))
+    assert all(seen)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
 def test_the_law_is_printed(tiny_config: RunConfig) -> None:
     notes: list[str] = []
     Simulation(tiny_config).run(on_note=notes.append)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers import __main__ as peers
+from benchmarks.cases import round as rounds
 from benchmarks.peers.job import Job
 from benchmarks.peers.memory import run
 
@@ -19,7 +19,7 @@ def final(peer: str, folder: Path, cores: int = 1) -> dict:
     """Run two rounds and one more of the job; return what it reports."""
     job = Job(cohort=10, warmup=1, timed=1, cores=cores, result=folder / f"{peer}.json")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [*peers.command(peer, folder, cores), *job.arguments()]
+    words = [*rounds.command(peer, folder, cores), *job.arguments()]
     subprocess.run(words, check=True, env=environment, cwd=ROOT)
     return json.loads(job.result.read_text(encoding="utf-8"))
 
@@ -43,12 +43,12 @@ def test_a_row_has_the_fastest_repetition_and_the_goal() -> None:
         return {"seconds": [seconds, seconds], **facts}
 
     rows = [
-        peers.summary("fedsynsam", 10, [result(1.0), result(0.5)]),
-        peers.summary("fedsynsam-ranks", 10, [result(0.8)]),
-        peers.summary("flower", 10, [result(2.0), result(4.0)]),
-        peers.summary("flower", 50, [result(2.0)]),
+        rounds.summary("fedsynsam", 10, [result(1.0), result(0.5)]),
+        rounds.summary("fedsynsam-ranks", 10, [result(0.8)]),
+        rounds.summary("flower", 10, [result(2.0), result(4.0)]),
+        rounds.summary("flower", 50, [result(2.0)]),
     ]
-    peers.compare(rows)
+    rounds.compare(rows)
     assert [row["rounds_per_second"] for row in rows] == ["2", "1.25", "0.5", "0.5"]
     assert (rows[2]["fedsynsam_times_faster"], rows[2]["fedsynsam-ranks_times_faster"]) == ("4.000", "2.500")
     assert (rows[2]["goal"], rows[2]["met"]) == (3.0, "yes")

@@ -1,1 +1,1 @@
-"""The same federated rounds here, in an eager loop, in Flower's simulation and in pfl: `python -m benchmarks.peers`."""
+"""The programs that `python -m benchmarks.cases.round` times: the same rounds here, in a loop, in Flower and in pfl."""

@@ -40,7 +40,7 @@ class Job:
     @classmethod
     def parse(cls, arguments: Sequence[str] | None = None) -> Job:
         """The job that the command line asks for."""
-        parser = argparse.ArgumentParser(description="One framework's run, started by python -m benchmarks.peers.")
+        parser = argparse.ArgumentParser(description="One framework's run, started by benchmarks/cases/round.py.")
         for name in ("cohort", "warmup", "timed", "cores"):
             parser.add_argument(f"--{name}", type=int, required=True)
         parser.add_argument("--result", type=Path, required=True)

@@ -1,6 +1,7 @@
 """Times the same federated rounds in this simulator, in an eager loop, in Flower and in pfl, each in its own process.
 
-`bash benchmarks/peers/setup.sh` makes the environments of Flower and pfl; then `python -m benchmarks.peers --out FILE`.
+`bash benchmarks/peers/setup.sh` makes the environments of Flower and pfl; then
+`python -m benchmarks.cases.round --out FILE`. Not a case of `python -m benchmarks`, which times operations.
 The repetitions are interleaved (A B C D A B C D ...) and the fastest of each counts, so that a passing load on the
 machine falls on no framework alone.
 """
@@ -97,7 +98,7 @@ def compare(rows: Sequence[dict[str, Any]]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    result = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__.split("\n")[0])
+    result = argparse.ArgumentParser(prog="python -m benchmarks.cases.round", description=__doc__.split("\n")[0])
     result.add_argument("--out", type=Path, required=True, help="CSV file")
     result.add_argument("--environments", type=Path, default=ROOT / ".ci/work/peers", help="what setup.sh made")
     result.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))

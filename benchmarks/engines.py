@@ -117,7 +117,7 @@ def measure(model: str, cohort: int, options: argparse.Namespace) -> list[dict[s
     candidates: dict[str, Callable[[RunConfig], list[float]]] = {"eager": lambda config: eager(config, 1)}
     if device.type == "cpu" and options.threads > 1:
         candidates[f"eager, {options.threads} threads"] = lambda config: eager(config, options.threads)
-    candidates |= {engine: lambda config, engine=engine: simulated(config, engine) for engine in ENGINES}
+    candidates |= {engine: lambda config, engine=engine: simulated(config, engine) for engine in options.engines}
     rows = []
     with tempfile.TemporaryDirectory() as scratch, one_thread_each():
         config = config_of(model, cohort, options, Path(scratch))
@@ -153,9 +153,9 @@ def draw_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
         own = [row for row in rows if row["model"] == model and row["engine"] in ENGINES]
         cohorts = list(dict.fromkeys(row["cohort"] for row in own))
         for place, engine in enumerate(ENGINES):
-            values = [float(row["times_eager"]) for row in own if row["engine"] == engine]
-            positions = [index + 0.27 * (place - 1) for index in range(len(cohorts))]
-            bars = axis.bar(positions, values, 0.25, color=colours[engine], label=engine)
+            speeds = {row["cohort"]: float(row["times_eager"]) for row in own if row["engine"] == engine}
+            positions = [cohorts.index(cohort) + 0.27 * (place - 1) for cohort in speeds]
+            bars = axis.bar(positions, list(speeds.values()), 0.25, color=colours[engine], label=engine)
             axis.bar_label(bars, fmt="%.2g", fontsize=8)
         axis.axhline(1.0, color="#222222", linewidth=0.8)
         axis.set_xticks(range(len(cohorts)), [f"{cohort} clients" for cohort in cohorts])
@@ -179,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="CSV file; rows of other models in it are kept")
     parser.add_argument("--models", nargs="+", default=["cnn"], choices=list(NAMES))
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
     parser.add_argument("--cohorts", nargs="+", type=int, default=[10, 50, 100])
     parser.add_argument("--local-steps", type=int, default=20)
     parser.add_argument("--timed", type=int, default=7, help="rounds timed, default 7")

@@ -22,6 +22,7 @@ def test_rows_picture_and_goals(tmp_path, monkeypatch):
     assert out.with_suffix(".png").stat().st_size > 5_000
     kept = [{**row, "model": "resnet18"} for row in rows]
     write_rows(kept, list(kept[0]), out)
-    engines.main(["--out", str(out), *short])
+    engines.main(["--out", str(out), "--engines", "batched", *short])
     with out.open(newline="", encoding="utf-8") as file:
-        assert [row["model"] for row in csv.DictReader(file)] == ["resnet18"] * 4 + ["cnn"] * 4
+        found = [(row["model"], row["engine"]) for row in csv.DictReader(file)]
+    assert found == [("resnet18", row["engine"]) for row in rows] + [("cnn", "eager"), ("cnn", "batched")]

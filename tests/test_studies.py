@@ -44,7 +44,7 @@ def configs_of(*words: str) -> list[RunConfig]:
 
 def test_the_studies_of_the_plan_are_there() -> None:
     names = {path.stem for path in STUDIES}
-    assert names == {"standard", "heterogeneity", "sensitivity", "presets", "contenders", "cifar10"}
+    assert names == {"standard", "heterogeneity", "sensitivity", "presets", "contenders", "cifar10-cnn", "cifar10"}
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
@@ -75,6 +75,7 @@ def test_sweeps_take_their_values() -> None:
         ("presets-rho", "rho"): {0.02, 0.05, 0.1},
         ("presets-wide", "rho"): {0.1, 0.2, 0.5},
         ("clip-rho", "rho"): {0.05, 0.1},
+        ("cifar10-cnn-rho", "rho"): {0.02, 0.05, 0.1, 0.2},
         ("beta", "beta"): {0.25, 0.5, 0.75, 1.0},
         ("start", "synthetic_start"): {10, 25, 50},
         ("images", "synthetic_images"): {1, 5, 15},

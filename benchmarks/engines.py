@@ -40,7 +40,7 @@ from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.steps import Steps, draw
 from fedsynsam.fl.streams import BATCHES, PARTITION, WEIGHTS, number, stream
 
-WARMUP = {"cpu": 1, "cuda": 2}  # rounds: buffers, and recordings of CUDA graphs
+WARMUP = 2  # rounds: buffers, and recordings of CUDA graphs
 EXAMPLES = 64  # of each client, where the images are random
 GOALS = {("cuda", "cnn"): 10.0, ("cuda", "resnet18"): 3.0}  # times the eager loop, by the best engine
 ENGINES = ("sequential", "batched", "unfold")
@@ -56,7 +56,7 @@ def config_of(model: str, cohort: int, options: argparse.Namespace, scratch: Pat
         images = rng.integers(0, 256, (count + 100, 32, 32, 3), dtype=np.uint8)
         labels = np.arange(count + 100) % 10
         np.savez(dataset, x_train=images[:count], y_train=labels[:count], x_test=images[count:], y_test=labels[count:])
-    rounds = WARMUP[choose_device(options.device, None).type] + options.timed + 1
+    rounds = WARMUP + options.timed + 1
     return RunConfig(
         algorithm="fedavg", compressor="none", dataset=dataset, partition="iid", clients=cohort, participation=1.0,
         rounds=rounds, local_steps=options.local_steps, batch_size=32, model=model, eval_every=rounds,
@@ -68,7 +68,7 @@ def simulated(config: RunConfig, engine: str) -> list[float]:
     """Seconds of each timed round in the simulator; the last round evaluates and does not count."""
     seconds: list[float] = []
     Simulation(config.replace(engine=engine)).run(on_round=lambda row: seconds.append(row.seconds))
-    return seconds[WARMUP[choose_device(config.device, None).type] : -1]
+    return seconds[WARMUP:-1]
 
 
 def eager(config: RunConfig, threads: int) -> list[float]:
@@ -101,7 +101,7 @@ def eager(config: RunConfig, threads: int) -> list[float]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begun)
-    return seconds[WARMUP[device.type] :]
+    return seconds[WARMUP:]
 
 
 def peak_bytes(device: torch.device) -> int:

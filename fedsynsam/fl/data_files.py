@@ -70,7 +70,7 @@ def read_cifar(name: str, data_dir: str | None) -> Arrays:
     if importlib.util.find_spec("datasets") is not None and data_dir is None:
         return _join({part: _read_hub(name, part, label) for part in ("train", "test")})
     searched = (
-        f"neither train*.parquet and test*.parquet nor folders train and test of images in "
+        "neither train*.parquet and test*.parquet nor folders train and test of images in "
         f"{', '.join(map(str, folders))}"
         if folders
         else "no folder given"
@@ -123,7 +123,7 @@ def _own_folder(folder: Path, name: str) -> Path:
 
 
 def _parquet_files(folder: Path, name: str, part: str) -> list[Path]:
-    """Parquet files of `part`, subfolders included."""
+    """Parquet files of `part` in the data set's folder, subfolders included."""
     return sorted(_own_folder(folder, name).rglob(f"{part}*.parquet"))
 
 

@@ -188,7 +188,7 @@ def test_cifar_from_local_parquet(tmp_path, name, label) -> None:
     np.testing.assert_allclose(dataset.x_train[:].permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
 
 
-def write_images(folder, size: int = 32) -> dict[str, np.ndarray]:
+def write_images(folder) -> dict[str, np.ndarray]:
     """Three images a class, two of whose names do not sort by number, and a file that is no image; the pixels."""
     from PIL import Image
 
@@ -196,7 +196,7 @@ def write_images(folder, size: int = 32) -> dict[str, np.ndarray]:
     for part in ("train", "test"):
         for label, name in enumerate(("airplane", "bird")):
             (folder / part / name).mkdir(parents=True)
-            drawn = np.random.default_rng([label, len(part)]).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
+            drawn = np.random.default_rng([label, len(part)]).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
             for number, image in zip((1, 10, 2), drawn, strict=True):
                 Image.fromarray(image).save(folder / part / name / f"{number}.png")
             pixels.setdefault(part, []).append(drawn)

@@ -91,7 +91,8 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.synthetic_every is None:
         config = config.replace(synthetic_every=SYNTHETIC_EVERY if config.synthetic is None else 0)
     preset, room = PRESETS[config.algorithm], min(config.synthetic_start, config.synthetic_window)
-    if preset.learns_a_set and config.synthetic_segment > room:
+    matches_trajectory = preset.learns_a_set and config.synthetic_method == "trajectory"
+    if matches_trajectory and config.synthetic_segment > room:
         raise ConfigError(
             f"synthetic_segment: {config.synthetic_segment} rounds do not fit a trajectory of {room} (the smaller of "
             f"synthetic_start and synthetic_window); give {room} or less"

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsynsam.errors import CheckpointError, PayloadError
+from fedsynsam.errors import CheckpointError
 from fedsynsam.fl.distributed import Group
 from fedsynsam.fl.evidence import Evidence
 from fedsynsam.fl.records import Records, record_name
 from fedsynsam.fl.server import ServerState
 from fedsynsam.fl.synthetic import SyntheticSet
 from fedsynsam.fl.tensorfile import TensorFolder, pack, unpack, write_atomically
-from fedsynsam.wire import Payload
 
 STATE = "state"
+EVIDENCE = ("weights", "descents", "mixes")
 SYNTHETIC_NUMBERS = ("synthetic_round", "synthetic_loss")  # not the seconds: equal runs have equal checkpoints
 
 
@@ -66,7 +66,7 @@ class Checkpoint:
             try:
                 state = _restored(tensors, numbers, fresh)
                 table = {client: (round_number, step) for client, round_number, step in tensors["clients"].tolist()}
-            except (KeyError, ValueError, TypeError, PayloadError) as error:
+            except (KeyError, ValueError, TypeError) as error:
                 message = f"{source} is damaged ({type(error).__name__}: {error}); start the run anew"
                 raise CheckpointError(message) from error
             for round_number in sorted(set(state.last_round.values())):
@@ -127,27 +127,14 @@ def _restored(tensors: dict[str, Tensor], numbers: dict[str, Any], fresh: Server
     if synthetic := _within(tensors, "synthetic"):
         state.synthetic = SyntheticSet(**synthetic)
     if fresh.evidence is not None:
-        state.evidence = _evidence(tensors, fresh.evidence.window)
+        state.evidence = _evidence(tensors, fresh.evidence)
     return state
 
 
-def load_evidence(folder: Path, window: int) -> Evidence:
-    """What the server had seen of the run whose checkpoint is in `folder`, on the CPU."""
-    files = TensorFolder(folder)
-    return _evidence(unpack(files.read(STATE), files.source(STATE), torch.device("cpu"))[0], window)
-
-
-def _evidence(tensors: dict[str, Tensor], window: int) -> Evidence:
-    evidence = Evidence(window)
-    for round_number, part in sorted(_grouped(tensors, "evidence").items()):
-        evidence.weights[round_number] = part["weights"]
-        blobs = [bytes(part[key].cpu().numpy()) for key in sorted(filter(str.isdigit, part), key=int)]
-        evidence.payloads[round_number] = [Payload.decode(blob, like=tensors["weights"]) for blob in blobs]
-        descents = _within(part, "descent")
-        evidence.descents[round_number] = [descents[key] for key in sorted(descents, key=int)]
-        if "mean-descent" in part:
-            evidence.mean_descents[round_number] = part["mean-descent"]
-    return evidence
+def _evidence(tensors: dict[str, Tensor], fresh: Evidence) -> Evidence:
+    parts = {name: _within(tensors, f"evidence/{name}") for name in EVIDENCE}
+    by_round = {name: {int(key): part[key] for key in sorted(part, key=int)} for name, part in parts.items()}
+    return Evidence(fresh.window, fresh.label_mix, **by_round)
 
 
 def _like(tensors: dict[str, Tensor], fresh: ServerState, name: str) -> Tensor:
@@ -159,32 +146,16 @@ def _like(tensors: dict[str, Tensor], fresh: ServerState, name: str) -> Tensor:
 
 
 def _evidence_tensors(evidence: Evidence) -> dict[str, Tensor]:
-    tensors = {}
-    for round_number, weights in evidence.weights.items():
-        name = f"evidence/{round_number}"
-        tensors[f"{name}/weights"] = weights
-        for place, payload in enumerate(evidence.payloads[round_number]):
-            tensors[f"{name}/{place}"] = torch.frombuffer(bytearray(payload.encode()), dtype=torch.uint8)
-        for place, descent in enumerate(evidence.descents[round_number]):
-            tensors[f"{name}/descent/{place}"] = descent
-        if round_number in evidence.mean_descents:
-            tensors[f"{name}/mean-descent"] = evidence.mean_descents[round_number]
-    return tensors
+    return {
+        f"evidence/{name}/{round_number}": vector
+        for name in EVIDENCE
+        for round_number, vector in getattr(evidence, name).items()
+    }
 
 
 def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Tensors called `prefix/rest`, as {rest: tensor}."""
     return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(prefix + "/")}
-
-
-def _grouped(tensors: dict[str, Tensor], prefix: str) -> dict[int, dict[str, Tensor]]:
-    """Tensors called `prefix/NUMBER/rest`, as {number: {rest: tensor}}."""
-    groups: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith(prefix + "/"):
-            _, number, rest = key.split("/", 2)
-            groups.setdefault(int(number), {})[rest] = value
-    return groups
 
 
 def _table(table: Mapping[int, tuple[int, int]]) -> Tensor:

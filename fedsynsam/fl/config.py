@@ -115,11 +115,9 @@ class RunConfig:
     synthetic_steps: int = 400
     """Optimizer steps when the set is first learned; a renewal takes a third of them."""
     synthetic_segment: int = 5
-    """s: rounds of the trajectory that one matched direction spans."""
-    synthetic_window: int = 100
+    """s: rounds of the trajectory that a step of trajectory matching spans."""
+    synthetic_window: int = 25
     """Latest rounds of the trajectory that the synthetic set is learned from."""
-    synthetic_drift: float = 5.0
-    """Matching starts up to this many client updates off the trajectory, as local training does; 0 stays on it."""
     finetune_steps: int = 20
     """DynaFed: the server's gradient steps on the synthetic set after each round, at the rate learned with the set."""
     synthetic_refresh: str = "step"
@@ -243,7 +241,6 @@ def _check_ranges(config: RunConfig) -> None:
         ("synthetic_steps", 1, True, math.inf),
         ("synthetic_segment", 1, True, math.inf),
         ("synthetic_window", 1, True, math.inf),
-        ("synthetic_drift", 0, True, math.inf),
         ("finetune_steps", 1, True, math.inf),
     ]
     for name, low, inclusive, high in rules:

@@ -15,6 +15,7 @@ from fedsynsam.fl.client import Upload
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.evidence import Evidence
 from fedsynsam.fl.flat import Batch
+from fedsynsam.fl.labels import LabelMix
 from fedsynsam.fl.streams import COHORT, stream
 from fedsynsam.fl.synthetic import SyntheticSet
 from fedsynsam.wire import aggregate
@@ -42,7 +43,12 @@ class Server:
     """Aggregates payloads and keeps the state of a run."""
 
     def __init__(
-        self, config: RunConfig, weights: Tensor, shared: Batch | None = None, synthetic: SyntheticSet | None = None
+        self,
+        config: RunConfig,
+        weights: Tensor,
+        shared: Batch | None = None,
+        synthetic: SyntheticSet | None = None,
+        label_mix: LabelMix | None = None,
     ) -> None:
         self.config = config
         self.state = ServerState(weights)
@@ -51,7 +57,7 @@ class Server:
         if self._preset.learns_a_set:
             self.state.synthetic = synthetic
             if config.synthetic is None or config.synthetic_every:  # otherwise nothing will be learned from it
-                self.state.evidence = Evidence(window=config.synthetic_window)
+                self.state.evidence = Evidence(config.synthetic_window, label_mix)
                 self.state.evidence.add(0, weights)
         self._holders_of: Counter[int] = Counter()
 
@@ -140,7 +146,7 @@ class Server:
         state.previous, state.weights = state.weights, weights
         state.round += 1
         if state.evidence is not None:
-            state.evidence.add(state.round, state.weights, payloads, *_descents(uploads))
+            state.evidence.add(state.round, state.weights, map(_descent, uploads))
 
     def _note_start(self, cohort: list[int]) -> None:
         """The cohort starts from the present weights; forget those that were last for nobody else."""
@@ -156,8 +162,6 @@ class Server:
         state.starts[state.round] = state.weights
 
 
-def _descents(uploads: Sequence[Upload]) -> tuple[list[Tensor], Tensor | None]:
-    """The descents of a round [P], and their mean weighted by examples; none, and None, where updates are descents."""
-    pairs = [(up.num_examples, up.descent) for up in uploads if up.descent is not None]
-    mean = sum(number * one for number, one in pairs) / sum(number for number, _ in pairs) if pairs else None
-    return [one for _, one in pairs], cast("Tensor | None", mean)
+def _descent(upload: Upload) -> Tensor:
+    """What the gradients of the client's own loss made of its update [P]."""
+    return upload.descent if upload.descent is not None else cast(Tensor, upload.payload.decompress())

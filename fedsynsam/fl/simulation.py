@@ -28,6 +28,7 @@ from fedsynsam.fl.evaluation import summarise
 from fedsynsam.fl.exchange import exchange
 from fedsynsam.fl.flat import flat_weights
 from fedsynsam.fl.interrupts import Interrupted, Interrupts
+from fedsynsam.fl.labels import LabelMix
 from fedsynsam.fl.machine import choose_device, one_thread_each, thread_count
 from fedsynsam.fl.memory import vectors_of_clients
 from fedsynsam.fl.metrics import OnRound, OnStep, RoundMetrics, RunResult, StepProgress
@@ -146,7 +147,8 @@ class Simulation:
         given = None
         if config.synthetic is not None and not self._has_checkpoint():  # which holds the set
             given = load_synthetic(Path(config.synthetic), self._dataset)
-        self._server = Server(config, flat_weights(self._module), shared, given)
+        label_mix = LabelMix.of(self._module, dataset.classes)
+        self._server = Server(config, flat_weights(self._module), shared, given, label_mix)
         threads = thread_count(config, self._device, self._group)
         self._choice = self._choose(threads)
         self.config = config.replace(engine=self._choice.engine)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import Dataset
 from fedsynsam.fl.evidence import Evidence
-from fedsynsam.fl.labels import LabelMix
 from fedsynsam.fl.matching import FlatLoss, gradient_mismatch, trajectory_mismatch
 from fedsynsam.fl.metrics import CutShort, OnStep, StepProgress
 from fedsynsam.fl.streams import SYNTHESIS, stream
@@ -27,7 +26,6 @@ IMAGE_LR, LOGIT_LR, RATE_LR = 0.05, 0.01, 0.01
 FIRST_LOGIT = 2.0
 FIRST_RATE = 0.04  # DynaFed's
 INNER_STEPS = 10  # of trajectory matching; DynaFed takes 20
-UPDATE_SHARE = 0.5  # of the steps that match a client's update; the others match displacements of the global weights
 AVERAGE = 3  # global weights averaged in the goal of trajectory matching, which averages compression noise, too
 
 
@@ -65,13 +63,14 @@ def learn(
     images, logits, log_rate = (tensor.clone().requires_grad_() for tensor in first.tensors().values())
     optimizer = Adam({images: IMAGE_LR, logits: LOGIT_LR, log_rate: RATE_LR})
     loss = FlatLoss(module, threads)
-    pieces = _Pieces(config, evidence, LabelMix.of(module, dataset.classes), logits.argmax(dim=1), rng)
+    classes = logits.argmax(dim=1)  # of each image
     losses = list[float]()
     for step in range(steps):
         if config.synthetic_method == "gradient":
-            mismatch = gradient_mismatch(loss, images, logits, *pieces.draw())
+            start, goal, mix = evidence.draw(rng)
+            mismatch = gradient_mismatch(loss, images, logits, start, goal, _shares(mix, classes))
         else:
-            start, goal = evidence.sample(config.synthetic_segment, config.synthetic_drift, AVERAGE, rng)
+            start, goal = evidence.segment(config.synthetic_segment, AVERAGE, rng)
             mismatch = trajectory_mismatch(loss, images, logits, log_rate, start, goal, INNER_STEPS)
         mismatch.backward(inputs=[images, logits, log_rate])  # not in the weights, which are given
         optimizer.step(0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * step / steps)))
@@ -117,35 +116,15 @@ class Adam:
             tensor.addcdiv_(mean, (square.sqrt() / second).add_(self.EPSILON), value=-rate * factor / first)
 
 
-class _Pieces:
-    """Draws what gradient matching should explain next: start and goal [P], and how much each image counts [M].
+def _shares(mix: Tensor | None, classes: Tensor) -> Tensor | None:
+    """How much each image counts [M], so that those of a class c count together as much as `mix` [classes] has of c.
 
-    A share `UPDATE_SHARE` of the draws is a client's update, −C(Δ_i) at w_j, for which the images of class c count
-    together as much as c has in the client's mix of labels. The others are displacements of the global weights from
-    starting points off the trajectory, for which all images count equally (None). So are all of them when the clients'
-    mixes of labels cannot be told (`label_mix` is None).
+    `classes` [M] are the images'. None, all count equally, where there is no mix, or no image of the classes in it.
     """
-
-    def __init__(
-        self,
-        config: RunConfig,
-        evidence: Evidence,
-        label_mix: LabelMix | None,
-        classes: Tensor,
-        rng: np.random.Generator,
-    ) -> None:
-        self._config, self._evidence, self._label_mix, self._rng = config, evidence, label_mix, rng
-        self._classes = classes  # of each image, int64 [M]
-
-    def draw(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        piece = self._evidence.sample_update(self._rng) if self._rng.random() < UPDATE_SHARE else None
-        if piece is None or self._label_mix is None:
-            config = self._config
-            return *self._evidence.sample(config.synthetic_segment, config.synthetic_drift, 1, self._rng), None
-        start, update = piece
-        mix = self._label_mix(update)
-        shares = (mix / torch.bincount(self._classes, minlength=len(mix)).clamp_min(1))[self._classes]
-        return start, start + update, shares if bool(shares.any()) else None  # no image of the client's classes
+    if mix is None:
+        return None
+    shares = (mix / torch.bincount(classes, minlength=len(mix)).clamp_min(1))[classes]
+    return shares if bool(shares.any()) else None
 
 
 def _clip(images: Tensor, dataset: Dataset) -> Tensor:

@@ -98,8 +98,9 @@ def test_illegal_values_are_named(key, value) -> None:
 
 def test_a_segment_that_no_trajectory_holds_is_refused_where_a_set_is_learned() -> None:
     with pytest.raises(ConfigError, match=r"^synthetic_segment: 30 rounds do not fit a trajectory of 25 .*; give 25"):
-        resolve(RunConfig(algorithm="fedsynsam", synthetic_segment=30))
-    assert resolve(RunConfig(algorithm="fedavg", synthetic_start=3)).synthetic_segment == 5
+        resolve(RunConfig(algorithm="fedsynsam", synthetic_method="trajectory", synthetic_segment=30))
+    for without in ({"algorithm": "fedavg", "synthetic_method": "trajectory"}, {"algorithm": "fedsynsam"}):
+        assert resolve(RunConfig(**without, synthetic_start=3)).synthetic_segment == 5
 
 
 def test_a_run_that_ends_before_its_set_is_learned_says_so() -> None:

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from fedsynsam.compress import compressor
-from fedsynsam.fl import synthesis
 from fedsynsam.fl.client import LocalRound
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.correction import Correction
@@ -65,16 +64,13 @@ def test_nothing_is_told_from_another_end(module, tiny_dataset) -> None:
     assert LabelMix.of(module, 3) is None
 
 
-def test_a_model_with_another_end_is_learned_from_displacements(tiny_dataset, monkeypatch) -> None:
+def test_with_another_end_all_images_count_equally(tiny_dataset) -> None:
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3, bias=False))
-    evidence, weights = Evidence(window=5), flat_weights(flat)
-    sender = compressor("none")
+    evidence, weights = Evidence(5, LabelMix.of(flat, 3)), flat_weights(flat)
     update = torch.full_like(weights, -0.01)
     for number in range(4):
-        received = sender.compress(update, sender.init(update), seed=0)[0]
-        evidence.add(number, weights + number * update, [received])
-    config = RunConfig(synthetic_start=3, synthetic_segment=1, synthetic_steps=5, synthetic_images=1)
-    monkeypatch.setattr(synthesis, "UPDATE_SHARE", 1.0)
+        evidence.add(number, weights + number * update, [update])
+    config = RunConfig(synthetic_start=3, synthetic_steps=5, synthetic_images=1)
     learned, loss = learn(config, flat, tiny_dataset, evidence, None, 3)
     assert 0 < loss < 2
     assert bool(torch.isfinite(learned.images).all())

@@ -60,7 +60,7 @@ def test_reduces_to_its_simpler_relative_bit_for_bit(tiny_config: RunConfig, alg
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_engines_agree(tiny_config: RunConfig, algorithm) -> None:
     """Four rounds of four steps: the sums of 8 examples are rounded in another order."""
-    config = tiny_config.replace(algorithm=algorithm, compressor="none", rounds=4, synthetic_drift=0.0)
+    config = tiny_config.replace(algorithm=algorithm, compressor="none", rounds=4)
     one, other = (weights(config.replace(engine=engine)) for engine in ("sequential", "batched"))
     torch.testing.assert_close(other, one, rtol=0, atol=2e-5)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -16,6 +16,7 @@ from ...fl.algorithm import resolve
 from ...fl.config import RunConfig
 from ...fl.data import Dataset, Images
 from ...fl.evidence import Evidence
+from ...fl.labels import LabelMix
 from ...fl.synthesis import learn
 from ...fl.synthetic import SyntheticSet
 from ...wire import Manifest, Payload
@@ -72,7 +73,7 @@ class FedSynSAM(FedAvg):
             low=torch.full((channels,), float(low)), high=torch.full((channels,), float(high)),
         )  # fmt: skip
         self._rho, self._config = rho, resolve(config if config is not None else RunConfig())
-        self._evidence = Evidence(window=self._config.synthetic_window)
+        self._evidence = Evidence(self._config.synthetic_window, LabelMix.of(model, classes))
         self._grid: CompressedGrid | None = None
         self._weights: Tensor | None = None
         self._record: ArrayRecord | None = None
@@ -114,8 +115,8 @@ class FedSynSAM(FedAvg):
                 self._holders[reply.metadata.src_node_id] = self._version
         weights = self._weights if arrays is None else self._flat(arrays)
         payloads = self._grid.payloads
-        self._evidence.add(server_round, weights, [_flat_payload(payloads[node]) for node in sorted(payloads)])
-        if self._is_due(server_round):
+        self._evidence.add(server_round, weights, (_vector(payloads[node]) for node in sorted(payloads)))
+        if self._is_due(server_round) and self._evidence.rounds:
             self.synthetic, _ = learn(
                 self._config, self._model, self._images, self._evidence, self.synthetic, server_round
             )
@@ -136,6 +137,7 @@ class FedSynSAM(FedAvg):
         return torch.cat([torch.from_numpy(array.numpy()).float().reshape(-1) for array in arrays.values()])
 
 
-def _flat_payload(payload: Payload) -> Payload:
-    """The same payload as one of a flat row [P], as the evidence wants it."""
-    return Payload(payload.spec, Manifest((("", (payload.num_elements,)),)), payload.tensors)
+def _vector(payload: Payload) -> Tensor:
+    """What the payload holds as one vector [P], as the evidence wants it."""
+    flat = Payload(payload.spec, Manifest((("", (payload.num_elements,)),)), payload.tensors)
+    return cast(Tensor, flat.decompress())

@@ -1,8 +1,8 @@
 """Two ways to say how well a synthetic set explains what the server has seen; both are differentiable in the set.
 
-Gradient matching: the set's gradient points along a displacement, reversed, in the cosine of the flat vectors (Zhao et
-al. 2021, arXiv 2006.05929, with displacements of weights in the place of real gradients). A displacement is that of the
-global weights over some rounds, or a client's update; then each class of images counts as much as the client has of it.
+Gradient matching: the set's gradient points against a descent, in the cosine of the flat vectors (Zhao et al. 2021,
+arXiv 2006.05929, with descents in the place of real gradients). A descent is a cohort's mean; then each class of images
+counts as much as the cohort has of it.
 Trajectory matching: gradient descent on the set leads from the start to the goal (Cazenavette et al. 2022,
 arXiv 2203.11932; in federated learning DynaFed, Pi et al. 2023, arXiv 2211.10878).
 """

@@ -94,35 +94,33 @@ def peers(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _lines(axes: Axes, rows: Sequence[Row], key: str, values: Sequence[str]) -> None:
-    """Draw mean and standard deviation of λ1 against the values of a column, a line an algorithm."""
+def _lines(axes: Axes, rows: Sequence[Row], value: str, key: str, places: Sequence[str]) -> None:
+    """Draw the mean and the standard deviation over the seeds of each algorithm's `value` at the `places` of `key`."""
     for place, name in enumerate(dict.fromkeys(row["algorithm"] for row in rows)):
         found = [
-            [float(row["sharpness"]) for row in rows if row["algorithm"] == name and row[key] == value]
-            for value in values
+            [float(row[value]) for row in rows if row["algorithm"] == name and row[key] == where] for where in places
         ]
         means, spreads = [statistics.fmean(own) for own in found], [statistics.stdev(own) for own in found]
-        shifted = [index + 0.05 * (place - 2) for index in range(len(values))]
+        shifted = [index + 0.05 * (place - 2) for index in range(len(places))]
         axes.errorbar(shifted, means, spreads, color=COLORS[place], label=name, marker="o", markersize=4, capsize=2)
-    axes.set_ylim(bottom=0)
 
 
-def sharpness(standard: Sequence[Row], heterogeneity: Sequence[Row]) -> Figure:
-    """Draw the largest eigenvalue against compressors at alpha 0.1, and against alpha under two of them."""
+def study(standard: Sequence[Row], heterogeneity: Sequence[Row], value: str, label: str) -> Figure:
+    """Draw the column `value` against compressors at alpha 0.1, and against alpha under two of them."""
     figure, (left, *rest) = new_figure(3, width=4.0)
-    _lines(left, standard, "compressor", SPECS)
+    _lines(left, standard, value, "compressor", SPECS)
     left.set_xticks(range(len(SPECS)), [spec.replace("+", "\n+") for spec in SPECS], fontsize=8, rotation=30)
     left.set_title(f"alpha = 0.1, {_seeds(standard)}")
-    left.set_ylabel("largest eigenvalue of the Hessian")
+    left.set_ylabel(label)
     alphas = sorted({row["alpha"] for row in heterogeneity}, key=float)
     for axes, spec in zip(rest, ("none", "topk:0.01"), strict=True):
-        _lines(axes, [row for row in heterogeneity if row["compressor"] == spec], "alpha", alphas)
-        axes.set_xticks(range(len(alphas)), [value.replace("inf", "inf (IID)") for value in alphas])
+        _lines(axes, [row for row in heterogeneity if row["compressor"] == spec], value, "alpha", alphas)
+        axes.set_xticks(range(len(alphas)), [where.replace("inf", "inf (IID)") for where in alphas])
         axes.set_xlabel("alpha of the Dirichlet split")
         axes.set_title(f"{spec}, {_seeds(heterogeneity)}")
-    highest = max(axes.get_ylim()[1] for axes in (left, *rest))
+    lowest, highest = zip(*(axes.get_ylim() for axes in (left, *rest)), strict=True)
     for axes in (left, *rest):
-        axes.set_ylim(0, highest)
+        axes.set_ylim(0 if value == "sharpness" else min(lowest), max(highest))
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center")
     return figure
 
@@ -136,14 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder of the figures, by default that of the files")
     options = parser.parse_args(arguments)
     results, out = options.results, options.out or options.results
+    studies = [read(results / name / "results.csv") for name in ("standard", "heterogeneity")]
     with matplotlib.rc_context(STYLE):
         figures = {
             "federation.png": federation(read(results / "federation.csv")),
             "federation-presets.png": federation(read(results / "federation-presets.csv")),
             "peers/cpu.png": peers(read(results / "peers" / "cpu.csv")),
-            "sharpness.png": sharpness(
-                *(read(results / name / "results.csv") for name in ("standard", "heterogeneity"))
-            ),
+            "sharpness.png": study(*studies, "sharpness", "largest eigenvalue of the Hessian"),
+            "accuracy.png": study(*studies, "final_accuracy", "test accuracy, mean of the last fifth of the rounds"),
         }
         for name, figure in figures.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)

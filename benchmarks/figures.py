@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "federation-presets.png": federation(read(results / "federation-presets.csv")),
             "peers/cpu.png": peers(read(results / "peers" / "cpu.csv")),
             "sharpness.png": study(*studies, "sharpness", "largest eigenvalue of the Hessian"),
-            "accuracy.png": study(*studies, "final_accuracy", "test accuracy, mean of the last fifth of the rounds"),
+            "accuracy.png": study(*studies, "final_accuracy", "test accuracy"),
         }
         for name, figure in figures.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ def test_sweeps_take_their_values() -> None:
         ("heterogeneity", "alpha"): {0.05, 0.1, 0.5, float("inf")},
         ("rho", "rho"): {0.02, 0.05, 0.1, 0.2, 0.5},
         ("presets-rho", "rho"): {0.02, 0.05, 0.1},
-        ("presets-wide", "rho"): {0.1, 0.2, 0.5},
+        ("clip-rho-d", "rho"): {0.1, 0.2, 0.4},
         ("clip-rho", "rho"): {0.05, 0.1},
         ("cifar10-cnn-rho", "rho"): {0.02, 0.05, 0.1, 0.2},
         ("beta", "beta"): {0.25, 0.5, 0.75, 1.0},
@@ -83,17 +83,19 @@ def test_sweeps_take_their_values() -> None:
 
 
 def test_presets_holds_every_algorithm_but_the_oracle() -> None:
-    (words, _), (tuning, _), (wide, _) = commands(ROOT / "examples" / "studies" / "presets.toml")
-    configs, tuned = configs_of(*words), configs_of(*tuning)
+    (words, _), (tuning, _) = commands(ROOT / "examples" / "studies" / "presets.toml")
+    configs = configs_of(*words)
     assert {one.algorithm for one in configs} == set(PRESETS) - {"oracle"}
-    assert {one.algorithm for one in tuned} == {name for name, preset in PRESETS.items() if preset.rho} - {"oracle"}
-    assert not {one.seed for one in configs} & {one.seed for one in [*tuned, *configs_of(*wide)]}
-    assert radii_of(configs) == {**best_radii("tuning/presets.csv"), **best_radii("tuning/presets-wide.csv")}
+    assert not {one.seed for one in configs} & {one.seed for one in configs_of(*tuning)}
+    best = {**best_radii("tuning/presets.csv"), **best_radii("sensitivity/rho/results.csv")}
+    best |= {**best_radii("tuning/clip-rho.csv"), **best_radii("tuning/presets-clip.csv")}
+    assert radii_of(configs) == {**best, "realset": best["fedsynsam"]}
 
 
 def test_contenders_have_the_best_radii_on_other_seeds() -> None:
-    (words, _), (clipped, _), (tuning, _) = commands(ROOT / "examples" / "studies" / "contenders.toml")
-    configs, tuned = [*configs_of(*words), *configs_of(*clipped)], configs_of(*tuning)
+    (words, _), (clipped, _), *tunings = commands(ROOT / "examples" / "studies" / "contenders.toml")
+    configs = [*configs_of(*words), *configs_of(*clipped)]
+    tuned = [one for tuning, _ in tunings for one in configs_of(*tuning)]
     reported = {one.seed for one in configs}
     assert len(reported) == 10
     assert not reported & {7, 8, 9} | reported & {one.seed for one in tuned}

@@ -87,8 +87,10 @@ def test_presets_holds_every_algorithm_but_the_oracle() -> None:
     configs = configs_of(*words)
     assert {one.algorithm for one in configs} == set(PRESETS) - {"oracle"}
     assert not {one.seed for one in configs} & {one.seed for one in configs_of(*tuning)}
-    best = {**best_radii("tuning/presets.csv"), **best_radii("sensitivity/rho/results.csv")}
-    best |= {**best_radii("tuning/clip-rho.csv"), **best_radii("tuning/presets-clip.csv")}
+    best: dict[str, float] = {}
+    for file in ("tuning/presets.csv", "sensitivity/rho/results.csv", "tuning/clip-rho.csv", "tuning/presets-clip.csv"):
+        assert not {one.seed for one in configs} & {int(row["seed"]) for row in rows_of(file)}
+        best |= best_radii(file)
     assert radii_of(configs) == {**best, "realset": best["fedsynsam"]}
 
 
@@ -123,12 +125,17 @@ def radii_of(configs: list[RunConfig]) -> dict[str, float]:
     return {one.algorithm: one.rho for one in configs if one.rho}
 
 
+def rows_of(file: str) -> list[dict[str, str]]:
+    """The rows of a file of results."""
+    with (ROOT / "benchmarks" / "results" / file).open(newline="", encoding="utf-8") as rows:
+        return list(csv.DictReader(rows))
+
+
 def best_radii(file: str) -> dict[str, float]:
     """The radius with the highest mean accuracy of each algorithm, by a file of results."""
     found: dict[tuple[str, float], list[float]] = {}
-    with (ROOT / "benchmarks" / "results" / file).open(newline="", encoding="utf-8") as rows:
-        for row in csv.DictReader(rows):
-            found.setdefault((row["algorithm"], float(row["rho"])), []).append(float(row["final_accuracy"]))
+    for row in rows_of(file):
+        found.setdefault((row["algorithm"], float(row["rho"])), []).append(float(row["final_accuracy"]))
     ascending = sorted(found, key=lambda key: statistics.fmean(found[key]))
     return dict(ascending)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import SpecError
+from ..ops.memory import empty_row
 from ..wire.spec import Stage, check_order, parse
 from .base import Compressor, Outcome, SingleStage
 
@@ -22,8 +23,9 @@ class Identity(SingleStage):
     residual: ClassVar[bool] = False  # type: ignore[misc]  # nothing is ever left unsent
 
     def apply(self, rows: Tensor, residual: Tensor | None, seeds: Tensor) -> Outcome:
-        values = rows.to(torch.float32, copy=True)  # a payload must not follow its update's changes
-        return Outcome({"values": values}, None, ~torch.isfinite(values).all(dim=1))
+        # copied: a payload must not follow its update's changes
+        values = empty_row(rows.numel(), torch.float32, rows.device).view_as(rows).copy_(rows)
+        return Outcome({"values": values}, None, _nonfinite(values))
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,14 @@ class Chain(Compressor):
             kept.residual.scatter_(1, indices.long(), done.residual)
         tensors = {"indices": indices, "scales": done.scales, "codes": done.codes}
         return Outcome(tensors, kept.residual, kept.nonfinite)
+
+
+def _nonfinite(rows: Tensor) -> Tensor:
+    """Return for each of `rows` [C, n] whether it holds NaN or infinity, bool [C]."""
+    if len(rows) != 1 or rows.numel() == 0:
+        return ~torch.isfinite(rows).all(dim=1)
+    extremes = torch.stack(torch.aminmax(rows))  # NaN wins over every number; no temporary of the row's size
+    return ~torch.isfinite(extremes).all()[None]
 
 
 def _sparse_outcome(kept: ops.TopK, keeps_residual: bool) -> Outcome:

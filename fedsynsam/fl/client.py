@@ -70,7 +70,8 @@ def train(
     """
     model, correction = rows.model, work.correction
     model.weights.copy_(start.expand_as(model.weights))
-    rows.velocity.zero_()
+    if config.momentum:
+        rows.velocity.zero_()
     constant = correction.constant
     if constant is not None and correction.scale != 1.0:
         constant = constant / correction.scale

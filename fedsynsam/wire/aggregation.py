@@ -14,6 +14,8 @@ from ..errors import ArgumentError
 from .payload import Payload
 from .plan import Plan
 
+_BLOCK = 1 << 18  # entries of a dense payload that are added at a time
+
 
 def aggregate(payloads: Iterable[Payload], weights: Sequence[float] | None = None) -> Tensor | dict[str, Tensor]:
     """Return Σ wᵢ · decompress(payloadᵢ) / Σ wᵢ, in the structure of the update, float32.
@@ -92,7 +94,8 @@ def _add(payloads: Sequence[Payload], weights: Tensor, out: Tensor) -> None:
         _add_sparse(payloads, weights, out)
     elif plan.bits is None:
         for payload, weight in zip(payloads, weights, strict=True):
-            out += payload.tensors["values"] * weight  # two roundings, as in the ops
+            for some, values in zip(out.split(_BLOCK), payload.tensors["values"].split(_BLOCK), strict=True):
+                some += values * weight  # two roundings, as in the ops
     else:
         codes = [payload.tensors["codes"] for payload in payloads]
         scales = [payload.tensors["scales"] for payload in payloads]

@@ -57,11 +57,12 @@ def fault_of_scales(scales: Tensor) -> str:
     return f"scales: bucket {position} has the scale {value}; it must be finite, not negative, and 0 or at least 2^-120"
 
 
-def fault_of_codes(codes: bytes | bytearray, bits: int) -> str:
+def fault_of_codes(codes: memoryview, bits: int) -> str:
     """Say which byte of the codes holds the pattern that no code may have."""
     for block in _blocks(len(codes)):
-        if illegal := codes[block].translate(None, _LEGAL[bits]):
-            position = codes.index(illegal[:1], block.start)
+        some = bytes(codes[block])
+        if illegal := some.translate(None, _LEGAL[bits]):
+            position = block.start + some.index(illegal[:1])
             return f"codes: byte {position} is {codes[position]:#04x}; it holds the illegal code {-(1 << (bits - 1))}"
     return ""
 

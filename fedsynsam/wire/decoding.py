@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import ArgumentError, PayloadError, SpecError
+from ..ops.memory import empty_row
 from . import checks
 from .container import (
     LONGEST_CACHED,
@@ -31,7 +32,8 @@ from .manifest import Manifest
 from .plan import Plan, parse_plan
 from .spec import MAX_SPEC_LENGTH
 
-_DTYPES = {"U32": torch.int32, "F32": torch.float32, "U8": torch.uint8}  # U32: the bits, as the ops want them
+# on the wire, and in memory; U32: the bits, as the ops want them
+_DTYPES = {"U32": ("<i4", torch.int32), "F32": ("<f4", torch.float32), "U8": ("u1", torch.uint8)}
 
 
 def decode_tensors(
@@ -58,7 +60,7 @@ def decode_tensors(
         raise PayloadError(f"{fault}: {len(data)} bytes follow the header, {expected} expected")
     parts, start = {}, 0
     for section in sections:
-        parts[section.name] = bytearray(data[start : start + section.nbytes])
+        parts[section.name] = data[start : start + section.nbytes]
         start += section.nbytes
     return sent_spec, manifest, _tensors(parts, parse_plan(sent_spec), manifest.num_elements)
 
@@ -134,8 +136,8 @@ def _check_entries(entries: dict[str, Any], expected: dict[str, dict[str, Any]])
                 raise PayloadError(f"tensor {name!r} has {key} {str(entry[key])[:80]}, expected {value}")
 
 
-def _tensors(parts: dict[str, bytearray], plan: Plan, n: int) -> dict[str, Tensor]:
-    """Return the checked tensors of the sections' bytes."""
+def _tensors(parts: dict[str, memoryview], plan: Plan, n: int) -> dict[str, Tensor]:
+    """Return the checked tensors of the sections' bytes, in memory of their own."""
     tensors: dict[str, Tensor] = {}
     if "indices" in parts:
         tensors["indices"] = _indices(_tensor(parts["indices"], "U32"), plan, n)
@@ -147,8 +149,7 @@ def _tensors(parts: dict[str, bytearray], plan: Plan, n: int) -> dict[str, Tenso
         scales = _tensor(parts["scales"], "F32")
         _refuse(checks.fault_of_scales(scales))
         _refuse(checks.fault_of_codes(parts["codes"], plan.bits))
-        parts["codes"].extend(bytes(plan.count_buckets(n) * plan.bucket_bytes - len(parts["codes"])))
-        codes = _tensor(parts["codes"], "U8")
+        codes = _tensor(parts["codes"], "U8", plan.count_buckets(n) * plan.bucket_bytes)
         _refuse(checks.fault_of_empty_codes(codes, scales, plan, n))
         tensors |= {"scales": scales, "codes": codes}
     return tensors
@@ -164,10 +165,15 @@ def _indices(words: Tensor, plan: Plan, n: int) -> Tensor:
     return indices[0]
 
 
-def _tensor(data: bytearray, dtype: str) -> Tensor:
-    if not data:
-        return torch.empty(0, dtype=_DTYPES[dtype])
-    return torch.from_numpy(np.frombuffer(data, {"U32": "<i4", "F32": "<f4", "U8": "u1"}[dtype]))
+def _tensor(data: memoryview, dtype: str, length: int | None = None) -> Tensor:
+    """Return a copy of the numbers in `data`, with zeros behind them up to `length`."""
+    wire, memory = _DTYPES[dtype]
+    numbers = np.frombuffer(data, wire)
+    row = empty_row(len(numbers) if length is None else length, memory, torch.device("cpu"))
+    row.numpy()[: len(numbers)] = numbers
+    if len(numbers) < len(row):
+        row[len(numbers) :] = 0
+    return row
 
 
 def _refuse(fault: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,9 +87,8 @@ class Payload:
 
     def encode(self) -> bytes:
         """Return the payload's bytes: a safetensors file, the same on every backend (`docs/wire-format.md`)."""
-        parts = [header_bytes(self.spec, self.manifest)]
-        parts += [self._section_bytes(s.name) for s in self.plan.sections(self.num_elements)]
-        blob = b"".join(parts)
+        sections = [self._section(section.name) for section in self.plan.sections(self.num_elements)]
+        blob = b"".join([header_bytes(self.spec, self.manifest), *sections])
         self._measured["wire_bytes"] = len(blob)
         return blob
 
@@ -165,14 +165,15 @@ class Payload:
             row = row.clone() if self.plan.bits is None else row  # else it was made here
         return self.manifest.split(row)
 
-    def _section_bytes(self, name: str) -> bytes:
+    def _section(self, name: str) -> memoryview:
+        """The bytes of a section, where possible in the tensor's own memory."""
         tensor = self.tensors[name]
         if name == "indices":
             tensor = ops.encode_indices(tensor[None], n=self.num_elements)[0]
         array = tensor.cpu().numpy()
         if name == "codes":
             array = array[: self.plan.code_bytes(self.num_elements)]
-        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data
 
 
 def own_memory(tensor: Tensor) -> Tensor:

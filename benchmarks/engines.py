@@ -152,19 +152,22 @@ def draw_bars(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for axis, model in zip(axes[0], models, strict=True):
         own = [row for row in rows if row["model"] == model and row["engine"] in ENGINES]
         cohorts = list(dict.fromkeys(row["cohort"] for row in own))
-        for place, engine in enumerate(ENGINES):
+        engines = [engine for engine in ENGINES if any(row["engine"] == engine for row in own)]
+        for place, engine in enumerate(engines):
             speeds = {row["cohort"]: float(row["times_eager"]) for row in own if row["engine"] == engine}
-            positions = [cohorts.index(cohort) + 0.27 * (place - 1) for cohort in speeds]
+            positions = [cohorts.index(cohort) + 0.27 * (place - (len(engines) - 1) / 2) for cohort in speeds]
             bars = axis.bar(positions, list(speeds.values()), 0.25, color=colours[engine], label=engine)
             axis.bar_label(bars, fmt="%.2g", fontsize=8)
         axis.axhline(1.0, color="#222222", linewidth=0.8)
         axis.set_xticks(range(len(cohorts)), [f"{cohort} clients" for cohort in cohorts])
+        axis.set_xlim(-0.6, len(cohorts) - 0.4)
         axis.set_ylabel("speed of a round (eager loop: 1)")
         axis.set_title(NAMES.get(model, model), fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(y=0.15)
-    axes[0][0].legend(frameon=False, fontsize=8)
-    facts = f"{rows[0]['device']} · torch {rows[0]['torch']} · {rows[0]['date']}"
+    handles = {label: bar for axis in axes[0] for bar, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    facts = " / ".join(dict.fromkeys(f"{row['device']} · torch {row['torch']} · {row['date']}" for row in rows))
     figure.suptitle(facts, fontsize=8, x=0.01, ha="left")
     figure.savefig(path, dpi=150)
     plt.close(figure)

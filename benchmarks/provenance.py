@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 
+from fedsynsam.fl.machine import device_name
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance(device: torch.device) -> dict[str, str]:
     """Return device, driver, versions, commit and date."""
     return {
-        "device": _device_name(device),
+        "device": device_name(device),
         "driver": _driver() if device.type == "cuda" else "",
         "cuda": (torch.version.cuda or "") if device.type == "cuda" else "",
         "torch": torch.__version__,
@@ -28,17 +30,6 @@ def provenance(device: torch.device) -> dict[str, str]:
         "commit": _commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.split(":", 1)[1].split())
-    return platform.processor() or platform.machine()
 
 
 def _driver() -> str:

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ from rich.text import Text
 
 from .. import Payload, aggregate, compressor
 from ..errors import ConfigError
-from ..fl.runfolder import make_folder
+from ..fl.machine import device_name
+from ..fl.runfolder import make_folder, versions
 from ..fl.tensorfile import write_atomically
 from ..report.figures import save_advice
 from ..report.text import bytes_text
@@ -194,10 +196,28 @@ def _seconds(value: float) -> str:
 
 
 def _csv(costs: Sequence[Cost], n: int, clients: int) -> str:
+    """One row a spec, and in each where, when and with what it was measured."""
+    where = {
+        "device": device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        **versions(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+    rows = [
+        {
+            "spec": cost.spec,
+            "n": n,
+            "clients": clients,
+            "wire_bytes": cost.wire_bytes,
+            "client_seconds": f"{cost.client:.4g}",
+            "server_seconds_each": f"{cost.server:.4g}",
+            "pays_below_bps": "" if cost is costs[0] else f"{cost.pays_below(costs[0], clients):.6g}",
+            **where,
+        }
+        for cost in costs
+    ]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["spec", "n", "clients", "wire_bytes", "client_seconds", "server_seconds_each", "pays_below_bps"])
-    for cost in costs:
-        limit = "" if cost is costs[0] else f"{cost.pays_below(costs[0], clients):.6g}"
-        writer.writerow([cost.spec, n, clients, cost.wire_bytes, f"{cost.client:.4g}", f"{cost.server:.4g}", limit])
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()

@@ -16,6 +16,7 @@ from rich.text import Text
 from ..errors import ConfigError
 from ..fl.config import DATASETS
 from ..fl.data import load_dataset
+from ..fl.machine import device_name
 from ..ops import backend
 from .arguments import parse
 
@@ -40,7 +41,8 @@ def facts() -> list[tuple[str, str]]:
     rows = [("python", platform.python_version())]
     rows += [(name, _version(name)) for name in ("fedsynsam", "torch", "triton", "numpy", "safetensors")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows.append(("processor", f"{platform.machine()}, {cores} cores, {torch.get_num_threads()} threads in PyTorch"))
+    processor = f"{device_name(torch.device('cpu'))} ({platform.machine()})"
+    rows.append(("processor", f"{processor}, {cores} cores, {torch.get_num_threads()} threads in PyTorch"))
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     rows.append(("GPU", ", ".join(gpus) or "none that PyTorch sees"))
     for name in backend.NAMES:

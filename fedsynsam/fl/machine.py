@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -36,6 +38,18 @@ def choose_device(name: str, local_rank: int | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"device: {name!r} is not there (PyTorch sees {count} CUDA devices); use cpu or auto")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is sold as: the name of the GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.split(":", 1)[1].split())
+    return platform.processor() or platform.machine()
 
 
 def thread_count(config: RunConfig, device: torch.device, group: Group) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fedsynsam import Payload
 from fedsynsam.cli import advise, main
@@ -42,6 +43,7 @@ def test_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [row["spec"] for row in rows] == ["dense float32", "topk:0.1", "quantize:4[bucket=64,norm=l2]"]
     assert int(rows[0]["wire_bytes"]) == 80_000 > 5 * int(rows[1]["wire_bytes"])
     assert all(float(row["client_seconds"]) > 0 for row in rows)
+    assert all(row["device"] and row["torch"] == torch.__version__ and int(row["threads"]) > 0 for row in rows)
     assert (tmp_path / "advice" / "advice.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -56,6 +56,21 @@ def test_weighted_mean(specs, weights):
     assert {name: tensor.shape for name, tensor in mean.items()} == {n: t.shape for n, t in make_update(0).items()}
 
 
+def test_dense_payloads_longer_than_a_block():
+    """They are added block by block, which must change no bit; huge rows have memory of their own kind."""
+    compressor, n = fs.Identity(), (1 << 22) + 3
+    updates = [torch.randn(n, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    blobs = [compressor.compress(update, compressor.init(update), seed=0)[0].encode() for update in updates]
+    payloads = [fs.Payload.decode(blob, like=updates[0]) for blob in blobs]
+    shares = torch.tensor([0.5, 0.25, 0.25])
+    assert torch.equal(
+        fs.aggregate(payloads, [2, 1, 1]), sum(share * u for share, u in zip(shares, updates, strict=True))
+    )
+    updates[0][-1] = torch.nan
+    with pytest.raises(fs.NonFiniteError, match="holds NaN"):
+        compressor.compress(updates[0], compressor.init(updates[0]), seed=0)
+
+
 def test_the_mean_is_over_clients_not_over_senders():
     compressor = fs.TopK(0.25)
     updates = [torch.tensor([4.0, 0, 0, 0]), torch.tensor([0, 0, 0, 2.0])]

@@ -2,7 +2,7 @@
 
 `federation.png` and `federation-presets.png`: a round in multiples of its bare passes; `peers/cpu.png`: rounds a second
 and memory beside other simulators; `sharpness.png`: the largest eigenvalue against compressors and heterogeneity, of
-the studies `standard` and `heterogeneity`.
+the studies `standard` and `heterogeneity` (in the latter each algorithm at the radius that is best for that alpha).
 """
 
 from __future__ import annotations
@@ -105,6 +105,12 @@ def _lines(axes: Axes, rows: Sequence[Row], value: str, key: str, places: Sequen
         axes.errorbar(shifted, means, spreads, color=COLORS[place], label=name, marker="o", markersize=4, capsize=2)
 
 
+def _at_own_radius(rows: Sequence[Row], own: Sequence[Row]) -> list[Row]:
+    """Return `rows`, those of `own` in the place of rows of the same algorithm and alpha."""
+    better = {(row["algorithm"], row["alpha"]) for row in own}
+    return [row for row in rows if (row["algorithm"], row["alpha"]) not in better] + list(own)
+
+
 def study(standard: Sequence[Row], heterogeneity: Sequence[Row], value: str, label: str) -> Figure:
     """Draw the column `value` against compressors at alpha 0.1, and against alpha under two of them."""
     figure, (left, *rest) = new_figure(3, width=4.0)
@@ -134,7 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder of the figures, by default that of the files")
     options = parser.parse_args(arguments)
     results, out = options.results, options.out or options.results
-    studies = [read(results / name / "results.csv") for name in ("standard", "heterogeneity")]
+    unlike = results / "heterogeneity"
+    studies = [
+        read(results / "standard" / "results.csv"),
+        _at_own_radius(read(unlike / "results.csv"), read(unlike / "own-radius.csv")),
+    ]
     with matplotlib.rc_context(STYLE):
         figures = {
             "federation.png": federation(read(results / "federation.csv")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import math
 import re
 import shlex
 import statistics
@@ -120,6 +121,17 @@ def test_radii_are_the_best_on_other_seeds(study: str) -> None:
     assert radii_of(configs) == {**best, "realset": best["fedsynsam"]}
 
 
+def test_heterogeneity_has_the_best_radii_for_every_alpha() -> None:
+    (words, _), *own = commands(ROOT / "examples" / "studies" / "heterogeneity.toml")
+    configs = [one for more, _ in [(words, 0), *own] for one in configs_of(*more)]
+    rows = rows_of("tuning/heterogeneity.csv")
+    assert not {one.seed for one in configs} & {int(row["seed"]) for row in rows}
+    for alpha, more in ((0.05, words), (0.5, own[0][0]), (math.inf, own[1][0])):
+        best = best_radii_of([row for row in rows if float(row["alpha"]) == alpha and float(row["rho"])])
+        radii = radii_of([one for one in configs_of(*more) if one.alpha == alpha])
+        assert {**best, "realset": best["fedsynsam"]}.items() <= radii.items()
+
+
 def radii_of(configs: list[RunConfig]) -> dict[str, float]:
     """The radius of each algorithm that has one."""
     return {one.algorithm: one.rho for one in configs if one.rho}
@@ -133,8 +145,13 @@ def rows_of(file: str) -> list[dict[str, str]]:
 
 def best_radii(file: str) -> dict[str, float]:
     """The radius with the highest mean accuracy of each algorithm, by a file of results."""
+    return best_radii_of(rows_of(file))
+
+
+def best_radii_of(rows: list[dict[str, str]]) -> dict[str, float]:
+    """The same by the rows themselves."""
     found: dict[tuple[str, float], list[float]] = {}
-    for row in rows_of(file):
+    for row in rows:
         found.setdefault((row["algorithm"], float(row["rho"])), []).append(float(row["final_accuracy"]))
     ascending = sorted(found, key=lambda key: statistics.fmean(found[key]))
     return dict(ascending)

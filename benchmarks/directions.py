@@ -81,7 +81,7 @@ def draw(groups: dict[str, list[Run]]) -> Figure:
             axis.plot(*_curve(run, "real"), color="grey", alpha=0.4, linewidth=1)
         axis.plot([], [], color="grey", alpha=0.4, linewidth=1, label="as many real images")
         axis.axhline(GOAL, color="black", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="round", title=compressor, ylim=(-0.6 if len(groups) == 1 else 0.6, 1.0))
+        axis.set(xlabel="round", title=compressor, ylim=(None if len(groups) == 1 else 0.6, 1.0))
     axes[0].set_ylabel("cosine with the global gradient")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=8)
     return figure

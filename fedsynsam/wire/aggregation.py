@@ -14,7 +14,7 @@ from ..errors import ArgumentError
 from .payload import Payload
 from .plan import Plan
 
-_BLOCK = 1 << 18  # entries of a dense payload that are added at a time
+_BLOCK = 1 << 18  # entries of a dense payload that a CPU adds at a time, so that the products stay in its cache
 
 
 def aggregate(payloads: Iterable[Payload], weights: Sequence[float] | None = None) -> Tensor | dict[str, Tensor]:
@@ -93,8 +93,9 @@ def _add(payloads: Sequence[Payload], weights: Tensor, out: Tensor) -> None:
     if plan.sparse:
         _add_sparse(payloads, weights, out)
     elif plan.bits is None:
+        block = _BLOCK if out.is_cpu else max(n, 1)  # elsewhere a block more is a launch more
         for payload, weight in zip(payloads, weights, strict=True):
-            for some, values in zip(out.split(_BLOCK), payload.tensors["values"].split(_BLOCK), strict=True):
+            for some, values in zip(out.split(block), payload.tensors["values"].split(block), strict=True):
                 some += values * weight  # two roundings, as in the ops
     else:
         codes = [payload.tensors["codes"] for payload in payloads]

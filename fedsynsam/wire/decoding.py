@@ -148,8 +148,8 @@ def _tensors(parts: dict[str, memoryview], plan: Plan, n: int) -> dict[str, Tens
         assert plan.bits is not None
         scales = _tensor(parts["scales"], "F32")
         _refuse(checks.fault_of_scales(scales))
-        _refuse(checks.fault_of_codes(parts["codes"], plan.bits))
         codes = _tensor(parts["codes"], "U8", plan.count_buckets(n) * plan.bucket_bytes)
+        _refuse(checks.fault_of_codes(codes.numpy()[: len(parts["codes"])].data, plan.bits))
         _refuse(checks.fault_of_empty_codes(codes, scales, plan, n))
         tensors |= {"scales": scales, "codes": codes}
     return tensors

@@ -1,7 +1,8 @@
 """The command line: `fedsynsam run | compare | report | sharpness | advise | info | inspect`.
 
 Bad input gives one line on standard error and exit code 2; a comparison with a failed cell, and a run that lost one of
-its processes, give 1; an interrupted run gives 130, a terminated one 143.
+its processes, give 1; an interrupted run gives 130, a terminated one 143. Where nobody reads the output any more, as
+behind `| head`, a command ends without a word and gives 1.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name != "run" and os.environ.get("WORLD_SIZE", "1") != "1":
         return fail(f"torchrun starts several processes; of the commands only run can use them, not {name}")
     try:
-        return int(importlib.import_module(f".{name}", __package__).main(rest))
+        code = int(importlib.import_module(f".{name}", __package__).main(rest))
+        sys.stdout.flush()  # while a closed pipe can still be told from another error
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written there at exit
+        return 1  # as rich does, which prints the tables
     except RankError as error:
         print(f"fedsynsam: error: {error}", file=sys.stderr)
         return 1

@@ -44,6 +44,19 @@ def test_run_writes_its_folder_and_says_what_it_came_to(tmp_path: Path, capsys: 
     assert (again / "synthetic.png").read_bytes() == picture
 
 
+def test_a_reader_that_left_is_no_error(tmp_path: Path) -> None:
+    assert main(["run", *TINY, "--out", str(tmp_path / "run")]) == 0
+    for command in (["info"], ["report", "run"]):  # a table, and plain lines
+        read, write = os.pipe()
+        os.close(read)
+        words = [sys.executable, "-m", "fedsynsam", *command]
+        try:
+            done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        finally:
+            os.close(write)
+        assert (done.returncode, done.stderr) == (1, ""), command
+
+
 def test_sharpness_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(["run", *TINY, "--algorithm", "fedavg", "--out", str(out)]) == 0

@@ -97,6 +97,7 @@ class Compressor(ABC):
         states, seeds: one a row. The payloads and states are those that C calls of `compress` would give, bit for bit.
         Raises what `compress` does, for the first row that has something wrong; NonFiniteError names that row.
         """
+        states, seeds = list(states), list(seeds)
         if not isinstance(updates, Tensor) or updates.dim() != 2 or not len(updates) == len(states) == len(seeds):
             shape = list(updates.shape) if isinstance(updates, Tensor) else type(updates).__name__
             raise ArgumentError(
@@ -119,11 +120,7 @@ class Compressor(ABC):
         mixed = [row_seed(seed, state.step, 0) for state, seed in zip(states, seeds, strict=True)]
         outcome = self.apply(rows, old, torch.tensor(mixed, dtype=torch.int64, device=rows.device))
         if outcome.nonfinite.any().item():  # the one time that the host waits
-            number = int(outcome.nonfinite.to(torch.uint8).argmax())
-            where = f"row {number}: " if len(rows) > 1 else ""
-            error = NonFiniteError(where + _fault(manifest, rows[number], states[number].residual))
-            error.row = number
-            raise error
+            raise _refusal(manifest, rows, states, int(outcome.nonfinite.to(torch.uint8).argmax()))
         results = []
         for number, state in enumerate(states):
             payload = Payload(self.spec, manifest, {name: part[number] for name, part in outcome.tensors.items()})
@@ -151,6 +148,14 @@ def _check_call(state: State, seed: int) -> None:
         raise StateError(f"state must come from init or a former compress, not be a {type(state).__name__}")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ArgumentError(f"seed must be an int, not {seed!r}")
+
+
+def _refusal(manifest: Manifest, rows: Tensor, states: Sequence[State], number: int) -> NonFiniteError:
+    """The error for a row that is not finite; made here, since a frame that holds what it raises outlives its call."""
+    where = f"row {number}: " if len(rows) > 1 else ""
+    error = NonFiniteError(where + _fault(manifest, rows[number], states[number].residual))
+    error.row = number
+    return error
 
 
 def _fault(manifest: Manifest, row: Tensor, residual: Tensor | None) -> str:

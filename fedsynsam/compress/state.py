@@ -36,7 +36,7 @@ class State:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return `residual/<name>` (float32, the tensor's shape) for every tensor, and `step` (int64, 0-d); copies."""
-        tensors = {"step": torch.tensor(self.step, dtype=torch.int64)}
+        tensors = {"step": torch.tensor(self.step, dtype=torch.int64, device="cpu")}
         if self.residual is not None:
             parts = self.manifest.split(self.residual)
             named = {"": parts} if isinstance(parts, Tensor) else parts
@@ -49,6 +49,10 @@ class State:
         Raises StateError naming the tensor that is missing, unexpected, or of wrong shape, dtype or value; the
         state is then unchanged.
         """
+        if not isinstance(tensors, Mapping):
+            raise StateError(
+                f"the state must be a dict of tensors, as state_dict gives it, not a {type(tensors).__name__}"
+            )
         shapes = dict(self.manifest.entries) if self.residual is not None else {}
         wanted = ["step", *(_PREFIX + name for name in shapes)]
         if missing := [key for key in wanted if key not in tensors]:

@@ -11,8 +11,10 @@ hook pays where a payload is much smaller than the gradient, and ranks are few o
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,13 +27,19 @@ from ..errors import ArgumentError, NonFiniteError, StateError
 from ..ops.seeds import row_seed
 from ..wire import Payload, aggregate
 
+if dist.is_available():
+    # Its functions' defaults are the process group that there is when it is first imported, whose threads then never
+    # end. DDP imports it, too, but when the group is there.
+    import torch.distributed.nn.functional
+
 
 class DDPState:
     """What `ddp_hook` keeps of one rank: a residual for each parameter, by name, and the bytes sent so far.
 
     `model` is the module inside DistributedDataParallel (or that itself); its parameters' names are the keys. Ranks may
     share `seed`: each draws its own roundings. `group` is the process group that DDP uses, by default the world. Save
-    `state_dict()` of every rank, each for itself: residuals differ between ranks.
+    `state_dict()` of every rank, each for itself: residuals differ between ranks. A copy has the same group; a state
+    with a group cannot be pickled.
     """
 
     def __init__(self, model: nn.Module, spec: str | Compressor, *, seed: int = 0, group: Any = None) -> None:
@@ -51,13 +59,20 @@ class DDPState:
         self.__dict__.update(state)
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}  # of copied parameters
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> DDPState:
+        memo[id(self.group)] = self.group
+        copied = memo[id(self)] = object.__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return copied
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return `residual/<name>` (float32, the parameter's shape) for all that were trained, and `step`; copies."""
         self.settle()
         tensors = {key: tensor.clone() for key, tensor in self._loaded.items()}
         for state in self._states.values():
             tensors |= state.state_dict()
-        tensors["step"] = torch.tensor(max([self._step, *(state.step for state in self._states.values())]))
+        step = max([self._step, *(state.step for state in self._states.values())])
+        tensors["step"] = torch.tensor(step, device="cpu")
         return tensors
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
@@ -95,23 +110,30 @@ class DDPState:
             self._loaded = {name: tensor * factor for name, tensor in self._loaded.items()}
 
     def compress(self, gradients: dict[str, Tensor], seed: int) -> Payload:
-        """Compress a bucket's gradients on top of their residuals."""
+        """Compress a bucket's gradients on top of their residuals.
+
+        A parameter whose gradient is zero keeps its residual: if no rank has used it, DDP drops what is sent of it.
+        """
         key = tuple(gradients)
         if key not in self._states:
             self._states[key] = self._state_for(gradients)
-        self._before[key] = self._states[key]
-        payload, self._states[key] = self.compressor.compress(gradients, self._states[key], seed=seed)
+        before = self._before[key] = self._states[key]
+        idle = _zeros_among(gradients) if before.residual is not None else []
+        payload, state = self.compressor.compress(gradients, _without(before, idle), seed=seed)
+        for new, old in zip(_residuals(state, idle), _residuals(before, idle), strict=True):
+            new.copy_(old)
+        self._states[key] = state
         return payload
 
     def spoil(self) -> None:
-        """Note that a bucket of this step is NaN: the step is skipped, and what any bucket sent is not used."""
+        """Note that this step is skipped or has failed: what any bucket sent is not used."""
         self._spoilt = True
 
     def settle(self) -> None:
         """Between steps: take back what every bucket sent, if the last step was spoilt."""
         if self._spoilt:
             self._states |= self._before
-        self._spoilt = False
+        self._before, self._spoilt = {}, False
 
     def name_of(self, parameter: Tensor) -> str:
         """Return the name of a parameter; ArgumentError if the state was made for another model."""
@@ -140,23 +162,27 @@ def ddp_hook(state: DDPState, bucket: dist.GradBucket) -> torch.futures.Future[T
     """Replace the bucket's gradients by the mean over ranks of what the ranks' payloads hold.
 
     A gradient with NaN or infinity on one rank (as loss scaling makes them) gives NaN in that bucket on all ranks, so
-    that all of them skip the step; every residual is then as it was before the step.
+    that all of them skip the step; every residual is then as it was before the step. So it is if another rank is gone,
+    which raises the process group's error from `backward`.
     """
     if bucket.index() == 0:  # of the next step: buckets come in order
         state.settle()
     buffer, rank, size = bucket.buffer(), dist.get_rank(state.group), dist.get_world_size(state.group)
     names = [state.name_of(parameter) for parameter in bucket.parameters()]
     gradients = dict(zip(names, bucket.gradients(), strict=True))
-    blob = _blob(state, gradients, row_seed(state.seed, rank, bucket.index()))
+    with _taken_back_if_it_fails(state):
+        blob = _blob(state, gradients, row_seed(state.seed, rank, bucket.index()))
+        sent = torch.frombuffer(bytearray(blob), dtype=torch.uint8).to(buffer.device)
+        received = [torch.empty_like(sent) for _ in range(size)]
+        work = dist.all_gather(received, sent, group=state.group, async_op=True)
     state.bytes_sent += len(blob)
-    sent = torch.frombuffer(bytearray(blob), dtype=torch.uint8).to(buffer.device)
-    received = [torch.empty_like(sent) for _ in range(size)]
-    work = dist.all_gather(received, sent, group=state.group, async_op=True)
 
-    def finish(_: torch.futures.Future[Any]) -> Tensor:
-        blobs = [tensor.cpu().numpy().tobytes() for tensor in received]
-        if all(map(any, blobs)):
-            _write_mean(gradients, blobs, state.compressor.spec)
+    def finish(gathered: torch.futures.Future[Any]) -> Tensor:
+        with _taken_back_if_it_fails(state):
+            gathered.value()  # raises if a rank is gone: what `received` holds then, nobody sent
+            blobs = [tensor.cpu().numpy().tobytes() for tensor in received]
+            if all(map(any, blobs)):
+                _write_mean(gradients, blobs, state.compressor.spec)
         # the same on all ranks: a payload that is not there, or a mean that float16 cannot hold
         if not all(map(any, blobs)) or (buffer.dtype == torch.float16 and not bool(torch.isfinite(buffer).all())):
             state.spoil()
@@ -168,6 +194,43 @@ def ddp_hook(state: DDPState, bucket: dist.GradBucket) -> torch.futures.Future[T
 
 if dist.is_available():  # DDP compares the annotations with these types, which a build without it does not have
     ddp_hook.__annotations__ |= {"bucket": dist.GradBucket, "return": torch.futures.Future[Tensor]}
+
+
+@contextmanager
+def _taken_back_if_it_fails(state: DDPState) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        state.spoil()
+        raise
+
+
+def _zeros_among(gradients: Mapping[str, Tensor]) -> list[str]:
+    """The names of those that hold nothing but zeros."""
+    extremes = {name: torch.stack(torch.aminmax(tensor)) for name, tensor in gradients.items() if tensor.numel()}
+    if not extremes:
+        return []
+    touched = torch.stack(list(extremes.values())).any(dim=1).tolist()  # the host waits once
+    return [name for name, some in zip(extremes, touched, strict=True) if not some]
+
+
+def _residuals(state: State, names: Sequence[str]) -> list[Tensor]:
+    """Views of the residual's parts."""
+    if not names or state.residual is None:
+        return []
+    parts = state.manifest.split(state.residual)
+    assert isinstance(parts, dict)
+    return [parts[name] for name in names]
+
+
+def _without(state: State, names: Sequence[str]) -> State:
+    """The state with nothing left unsent of `names`."""
+    if not names or state.residual is None:
+        return state
+    state = State(state.manifest, state.residual.clone(), state.step)
+    for part in _residuals(state, names):
+        part.zero_()
+    return state
 
 
 def _blob(state: DDPState, gradients: dict[str, Tensor], seed: int) -> bytes:

@@ -48,7 +48,7 @@ def decode_tensors(
     view = memoryview(blob)
     if not view.c_contiguous:
         raise ArgumentError("a payload is decoded from contiguous bytes, not from a memoryview with gaps")
-    view = view.cast("B")
+    view = view.cast("B") if view.nbytes else memoryview(b"")  # what has a zero among its dimensions cannot be cast
     header, data = split_header(view, header_limit(manifest))
     # all clients of a server send the same header, which is judged once
     judge = _judged if manifest is None or len(header) > LONGEST_CACHED else _judged_before

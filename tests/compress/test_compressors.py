@@ -1,7 +1,9 @@
 """What compress promises: nothing is lost, nothing is aliased, and bad input leaves the state alone."""
 
+import gc
 import io
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -290,6 +292,25 @@ def test_rows_need_a_state_and_a_seed_each() -> None:
     with pytest.raises(fs.StateError, match="does not fit"):
         compressor.compress_rows(torch.ones(3, 21), states, seeds=[1, 2, 3])
     assert compressor.compress_rows(torch.ones(0, 20), [], seeds=[]) == []
+    rows = compressor.compress_rows(torch.ones(3, 20), iter(states), seeds=iter([1, 2, 3]))
+    assert [state.step for _, state in rows] == [1, 1, 1]
+
+
+def test_a_refused_update_is_let_go_of_at_once() -> None:
+    compressor = fs.compressor("topk:0.1")
+    state = compressor.init(torch.zeros(20))
+
+    def refused() -> weakref.ref[torch.Tensor]:
+        update = torch.full((20,), torch.nan)
+        with pytest.raises(fs.NonFiniteError):
+            compressor.compress(update, state, seed=0)
+        return weakref.ref(update)
+
+    gc.disable()  # so that nothing but counting references frees it
+    try:
+        assert refused()() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -95,6 +95,16 @@ def test_load_refuses_what_does_not_fit():
             state.load_state_dict(tensors)
         assert state.step == 0
         assert not state.residual.any()
+    with pytest.raises(fs.StateError, match="a dict of tensors, as state_dict gives it, not a NoneType"):
+        state.load_state_dict(None)
+
+
+def test_a_state_is_saved_under_any_default_device():
+    compressor = fs.TopK(0.1)
+    _, state = compressor.compress(torch.randn(50), compressor.init(torch.zeros(50)), seed=0)
+    with torch.device("meta"):
+        saved = state.state_dict()
+    assert compressor.init(torch.zeros(50)).load_state_dict(saved).step == 1
 
 
 def test_compress_refuses_a_state_of_something_else():

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import faulthandler
 import gc
+import os
 import sys
 from datetime import timedelta
+from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -195,6 +199,58 @@ def a_mean_beyond_float16_stops_nobody(rank: int, size: int) -> None:
     assert torch.equal(residual, torch.full((4, 4), 65000.0))
 
 
+def a_lost_rank_is_an_error(rank: int, size: int) -> None:
+    parallel, state = wrapped("topk:0.05")
+    train(parallel, rank, range(3))
+    assert state is not None
+    if rank == 1:
+        print("fine", flush=True)
+        os._exit(0)  # as if it had been killed
+    before = state.state_dict()
+    images, labels = batch(rank, 3)
+    with pytest.raises(RuntimeError, match=r"(?i)connection|peer|reset"):
+        nn.functional.cross_entropy(parallel(images), labels).backward()
+    after = state.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    print("fine", flush=True)
+    os._exit(0)  # with half of the group gone nothing ends in good order
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.expert = nn.Linear(20, 8), nn.Linear(8, 8)
+
+    def forward(self, images: Tensor, asked: bool) -> Tensor:
+        features = self.shared(images)
+        return self.expert(features) if asked else features
+
+
+def what_no_rank_used_keeps_its_residual(rank: int, size: int) -> None:
+    torch.manual_seed(0)
+    parallel = DistributedDataParallel(Experts(), find_unused_parameters=True)
+    state = fs.DDPState(parallel, "topk:0.7")  # so much that a residual that is not held back is sent
+    parallel.register_comm_hook(state, fs.ddp_hook)
+    summed, received = dict[str, Tensor](), dict[str, Tensor]()
+    for step in range(5):
+        parallel.zero_grad()
+        images, _ = batch(rank, step)
+        with parallel.no_sync():  # what this rank has to send
+            parallel(images, asked=step in (0, 3)).square().mean().backward()
+        for name, parameter in parallel.module.named_parameters():
+            if parameter.grad is not None:
+                summed[name] = summed.get(name, torch.zeros(())) + parameter.grad.double()
+        parallel.zero_grad()
+        parallel(images, asked=step in (0, 3)).square().mean().backward()
+        for name, parameter in parallel.module.named_parameters():
+            if parameter.grad is not None:
+                received[name] = received.get(name, torch.zeros(())) + parameter.grad.double()
+    for name, residual in ((name, state.state_dict()["residual/" + name].double()) for name in summed):
+        local = summed[name] - residual  # what this rank sent
+        dist.all_reduce(local)
+        torch.testing.assert_close(received[name], local / size, rtol=1e-4, atol=1e-7)
+
+
 SCENARIOS = {
     function.__name__: function
     for function in (
@@ -206,10 +262,14 @@ SCENARIOS = {
         nan_in_one_bucket_takes_back_the_others,
         a_residual_follows_the_scale_of_the_loss,
         a_mean_beyond_float16_stops_nobody,
+        a_lost_rank_is_an_error,
+        what_no_rank_used_keeps_its_residual,
     )
 }
 
 if __name__ == "__main__":
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(100)
     torch.set_num_threads(1)
     scenario, rank, size, store = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     dist.init_process_group(
@@ -221,4 +281,6 @@ if __name__ == "__main__":
     # them may still let go of a tensor while the interpreter shuts down, which aborts the process.
     gc.collect()
     dist.destroy_process_group()
+    threads = [path.joinpath("comm").read_text().strip() for path in Path("/proc/self/task").glob("*")]
+    assert not [name for name in threads if "gloo" in name], threads
     print("fine")

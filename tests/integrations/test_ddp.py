@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_avai
         ("nan_in_one_bucket_takes_back_the_others", 2),
         ("a_residual_follows_the_scale_of_the_loss", 2),
         ("a_mean_beyond_float16_stops_nobody", 2),
+        ("a_lost_rank_is_an_error", 2),
+        ("what_no_rank_used_keeps_its_residual", 2),
     ],
 )
 def test_ranks(scenario: str, size: int, tmp_path: Path) -> None:
@@ -43,10 +46,14 @@ def test_ranks(scenario: str, size: int, tmp_path: Path) -> None:
         for rank in range(size)
     ]  # fmt: skip
     try:
-        outputs = [process.communicate(timeout=120)[0] for process in ranks]
+        for process in ranks:
+            process.wait(timeout=120)  # their few lines fit into the pipe
+    except subprocess.TimeoutExpired:
+        pass  # what they have printed is told below
     finally:
         for process in ranks:
             process.kill()
+    outputs = [process.communicate()[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0] * size, "\n".join(outputs)
     assert all("fine" in output for output in outputs)
 
@@ -79,6 +86,32 @@ def test_state_belongs_to_its_model() -> None:
     assert torch.equal(state.state_dict()["residual/weight"], good["residual/weight"])
 
 
+def test_a_step_that_broke_off_takes_back_no_other() -> None:
+    state = fs.DDPState(nn.Linear(4, 4), "topk:0.25")
+    weight, bias = {"weight": torch.ones(4, 4)}, {"bias": torch.arange(4.0)}
+    for bucket in (weight, bias):
+        state.compress(bucket, seed=0)
+    before = state.state_dict()
+    state.settle()  # the next step begins, and breaks off after its first bucket
+    state.compress(weight, seed=0)
+    state.spoil()
+    after = state.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_gradient_of_zeros_leaves_the_residual() -> None:
+    state = fs.DDPState(nn.Linear(4, 4), "topk:0.25")
+    state.compress({"weight": torch.full((4, 4), 9.0), "bias": torch.arange(4.0)}, seed=0)
+    before = state.state_dict()
+    little = 0.5 - before["residual/weight"]  # less than what is left of the bias, together with its residual
+    payload = state.compress({"weight": little, "bias": torch.zeros(4)}, seed=0)
+    after, sent = state.state_dict(), payload.decompress()
+    assert before["residual/bias"].any()
+    assert torch.equal(after["residual/bias"], before["residual/bias"])
+    assert not sent["bias"].any()
+    assert torch.equal(sent["weight"] + after["residual/weight"], torch.full((4, 4), 0.5))
+
+
 def test_a_copied_state_belongs_to_the_copied_model() -> None:
     model = nn.Linear(3, 2)
     state = fs.DDPState(model, "topk:0.5")
@@ -86,3 +119,5 @@ def test_a_copied_state_belongs_to_the_copied_model() -> None:
         assert copied.name_of(other.bias) == "bias"
         with pytest.raises(fs.ArgumentError, match="another model"):
             copied.name_of(model.bias)
+    state.group = lock = threading.Lock()  # can be copied no more than a process group
+    assert copy.deepcopy((model, state))[1].group is lock

@@ -331,6 +331,7 @@ def test_arguments_of_decode():
         fs.Payload.decode("abc", like=LIKE)
     with pytest.raises(fs.ArgumentError, match="tensor or a dict"):
         fs.Payload.decode(topk(), like=8)
+    refuse(memoryview(np.zeros((0, 4), np.uint8)), "has 0 bytes", like=LIKE)  # nothing at all, of an odd shape
     for blob in (bytearray(topk()), memoryview(topk())):
         assert fs.Payload.decode(blob, like=fs.Manifest.of(LIKE)).wire_bytes == len(topk())
 

@@ -59,7 +59,8 @@ class CompressedGrid(Grid):
 
     For every strategy and loop that sends and receives through a grid. A payload is decoded against the arrays that
     this server sent to the node and against `spec`; nothing in it is trusted. A reply that cannot be decoded becomes
-    an error reply with a line in the log, as if the node had failed, and the others are aggregated. The node is told
+    an error reply with a line in the log, as if the node had failed, and the others are aggregated. A reply to nothing
+    that its node was asked is left out. The node is told
     with the next message that its reply was lost, also if none came in time or its SuperNode was started again, and
     sends the content of that reply again. (Not so with push_messages and pull_messages: there a reply that is never
     pulled is waited for.)
@@ -75,6 +76,7 @@ class CompressedGrid(Grid):
         self._grid, self._key = grid, arrayrecord_key
         self._compressor = compressor(spec) if isinstance(spec, str) else spec
         self._sent: dict[str, _Sent] = {}  # by message id, until settled
+        self._passing: set[str] = set()  # ids of pushed messages whose replies pass
         self._whole: dict[str, bool] = {}  # by array; as first seen, because averages turn whole numbers into floats
         self._lost: dict[int, list[str]] = {}  # by node: messages whose replies did not get through
         self._known: set[int] = set()  # nodes whose replies did
@@ -93,8 +95,7 @@ class CompressedGrid(Grid):
                     self._give_up(sent, None)
             raise
         self._sent |= {sent.id: sent for sent in waiting}
-        self.payloads = {}
-        settled = [self._settle(reply) for reply in replies]
+        settled = self._settle_all(replies, _others(messages, waiting))
         for sent in waiting:
             if self._sent.pop(sent.id, None) is not None:
                 self._give_up(sent, "none came in time")
@@ -106,13 +107,15 @@ class CompressedGrid(Grid):
         waiting = self._prepare(messages)
         identifiers = self._grid.push_messages(messages)
         self._sent |= {sent.id: sent for sent in waiting}
+        self._passing |= _others(messages, waiting)
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that there are, decoded."""
         replies = list(self._grid.pull_messages(message_ids))
-        self.payloads = {}
-        return [self._settle(reply) for reply in replies]
+        settled = self._settle_all(replies, self._passing)
+        self._passing -= {reply.metadata.reply_to_message_id for reply in replies}
+        return settled
 
     def set_run(self, run: Any) -> None:
         """As the grid within."""
@@ -166,11 +169,33 @@ class CompressedGrid(Grid):
             self._whole.setdefault(name, passes_whole(array))
         return Reference(arrays, self._key, [name for name in arrays if self._whole[name]])
 
-    def _settle(self, reply: Message) -> Message:
-        """Return the reply as the strategy wants it."""
-        sent = self._sent.pop(reply.metadata.reply_to_message_id, None)
-        if sent is None:
-            return reply
+    def _settle_all(self, replies: list[Message], passing: set[str]) -> list[Message]:
+        """Return the replies as the strategy wants them, without those to nothing that their node was asked.
+
+        The ids in a reply are its node's word. An error may come from Flower itself, in the place of a reply.
+        """
+        self.payloads = {}
+        answered = {reply.metadata.reply_to_message_id for reply in replies if self._is_answer(reply)}
+        settled = []
+        for reply in replies:
+            asked = reply.metadata.reply_to_message_id
+            sent = self._sent.get(asked)
+            if sent is not None and (self._is_answer(reply) or (reply.has_error() and asked not in answered)):
+                del self._sent[asked]
+                settled.append(self._settle(sent, reply))
+            elif asked in passing:
+                settled.append(reply)
+            else:
+                node = reply.metadata.src_node_id
+                _log.warning("a reply of node %d is left out: it answers nothing that the node was asked", node)
+        return settled
+
+    def _is_answer(self, reply: Message) -> bool:
+        """Whether it has content, and answers a train message to the node that it says to come from."""
+        sent = self._sent.get(reply.metadata.reply_to_message_id)
+        return sent is not None and not reply.has_error() and sent.node == reply.metadata.src_node_id
+
+    def _settle(self, sent: _Sent, reply: Message) -> Message:
         if reply.has_error():  # Flower's strategies log it
             self._give_up(sent, None)
             return reply
@@ -184,8 +209,7 @@ class CompressedGrid(Grid):
         self._accept(sent)
         self.payloads[sent.node] = payload
         kept = {name: record for name, record in reply.content.items() if name not in (RECORD, self._key)}
-        reply.content = RecordDict({self._key: arrays, **kept})
-        return reply
+        return Message(RecordDict({self._key: arrays, **kept}), reply_to=sent.message)  # ids are ours, not the node's
 
     def _decode(self, content: RecordDict, reference: Reference) -> tuple[Payload, bytes]:
         record = content.config_records.get(RECORD, {})
@@ -205,3 +229,8 @@ class CompressedGrid(Grid):
         self._lost.setdefault(sent.node, []).append(sent.id)
         if reason is not None:
             _log.warning("the reply of node %d is left out: %s", sent.node, reason)
+
+
+def _others(messages: list[Message], waiting: list[_Sent]) -> set[str]:
+    """The ids of the messages, once they are pushed, that are not among those that wait."""
+    return {str(message.metadata.message_id) for message in messages} - {sent.id for sent in waiting}

@@ -6,6 +6,7 @@ It lies in Flower's `context.state`, which lasts as long as the SuperNode's proc
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,10 +46,11 @@ class Memory:
 def node_number(context: Context) -> int | None:
     """The `partition-id` that the node was started with, if it was; ArgumentError unless it is a whole number."""
     found = context.node_config.get(NAME_KEY)
-    try:
-        return None if found is None else int(found)
-    except ValueError:
-        raise ArgumentError(f"{NAME_KEY} of the node's configuration is {found!r}; expected a whole number") from None
+    if found is None or (isinstance(found, int) and not isinstance(found, bool)):
+        return found
+    if isinstance(found, str) and re.fullmatch("-?[0-9]+", found):
+        return int(found)
+    raise ArgumentError(f"{NAME_KEY} of the node's configuration is {found!r}; expected a whole number")
 
 
 class Place:

@@ -234,6 +234,9 @@ def test_push_and_pull_apart() -> None:
     assert [arrays_of(reply.content["arrays"])["weight"].shape for reply in replies] == [(30, 20)] * 2
     assert list(grid.payloads) == [SECOND]
     assert grid.get_node_ids() == [FIRST, SECOND]
+    evaluate = Message(RecordDict({"arrays": record(MODEL)}), dst_node_id=FIRST, message_type=MessageType.EVALUATE)
+    (reply,) = grid.pull_messages(grid.push_messages([evaluate]))
+    assert list(reply.content) == ["metrics"]
 
 
 def test_one_bad_payload_costs_one_reply(caplog: pytest.LogCaptureFixture) -> None:
@@ -279,6 +282,9 @@ def test_equal_seeds_give_equal_bytes_and_nodes_draw_apart() -> None:
 
 
 def test_a_node_whose_number_is_none_is_refused() -> None:
+    for found in (1.5, True, float("inf"), "1_0", ""):
+        with pytest.raises(fs.ArgumentError, match="expected a whole number"):
+            node_number(SimpleNamespace(node_config={"partition-id": found}, node_id=5))
     context = SimpleNamespace(node_config={"partition-id": "abc"}, node_id=5)
     words = "partition-id of the node's configuration is 'abc'; expected a whole number"
     with pytest.raises(fs.ArgumentError, match=words):

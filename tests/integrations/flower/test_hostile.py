@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("flwr.serverapp.strategy", reason="Flower is not installed; .ci/run has an environment with it")
 
 from flower_nodes import Nodes, client_app, record
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -100,6 +100,43 @@ def test_records_of_ours_cannot_be_smuggled_past() -> None:
     reply = exchange(lambda content: content.update(extra))
     check_legal(reply)
     assert set(reply.content) == {"arrays", "more", "metrics"}
+
+
+class LastFirst(Nodes):
+    """The node that was asked last answers first."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return super().pull_messages(message_ids)[::-1]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("claim", ["nothing", "another's", "another's, as an error"])
+def test_a_node_answers_for_itself_alone(claim: str, apart: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The ids in a reply are what the node writes there."""
+    inner = LastFirst([client_app(lambda a, m: a, [CompressionMod(SPEC)]) for _ in range(2)])
+    asked = dict[int, Message]()
+
+    def forge(node: int, reply: Message) -> Message:
+        asked[node] = reply
+        if node == 12:
+            if claim == "another's, as an error":
+                reply = Message(Error(0, "gone"), reply_to=inner.sent[0])
+            else:
+                reply.content["arrays"] = ArrayRecord({"w": Array(np.full((20, 10), np.nan, np.float32))})
+            identifier = "made up" if claim == "nothing" else asked[11].metadata.reply_to_message_id
+            reply.metadata.__dict__["_reply_to_message_id"] = identifier
+        return reply
+
+    inner.tamper = forge
+    grid = CompressedGrid(inner, SPEC)
+    content = RecordDict({"arrays": record(MODEL)})
+    messages = [Message(content, dst_node_id=node, message_type="train") for node in (11, 12)]
+    replies = grid.pull_messages(grid.push_messages(messages)) if apart else grid.send_and_receive(messages)
+    (reply,) = replies
+    assert reply.metadata.src_node_id == 11
+    check_legal(reply)
+    assert list(grid.payloads) == [11]
+    assert "is left out: it answers nothing that the node was asked" in caplog.text
 
 
 @settings(max_examples=150, deadline=None)

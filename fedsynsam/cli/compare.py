@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ..compress import compressor
 from ..errors import ConfigError, SpecError
 from ..fl.algorithm import resolve, unlearned_note
-from ..fl.compare import Cell, options_of, run_cells
+from ..fl.compare import Cell, run_cells
 from ..fl.config import RunConfig
 from ..fl.interrupts import Interrupted
 from ..fl.runfolder import check_same, make_folder
@@ -67,16 +67,17 @@ def main(argv: Sequence[str]) -> int:
     if (command.out / "config.json").exists():
         raise ConfigError(f"out: {str(command.out)!r} holds a run; give another folder for the comparison")
     make_folder(command.out)
-    for algorithm in algorithms_of(command.algorithms):
-        if (note := unlearned_note(command.settings.replace(algorithm=algorithm))) is not None:
+    for note in dict.fromkeys(unlearned_note(cell.config) for cell in cells):
+        if note is not None:
             print(note, file=sys.stderr)
     failures = _run(cells, command.jobs)
     for cell, reason in failures:
         print(f"fedsynsam: {cell.name} failed: {reason}", file=sys.stderr)
-    finished = [run for cell in cells for run in (find_runs(cell.path) if cell.finished() else [])]
-    if finished:
-        sweep = sweep_of(command.sweep)
-        comparison = read_cells(finished, swept=sweep.key if sweep else None)
+    found = [find_runs(cell.path) if cell.finished() else [] for cell in cells]
+    if any(found):
+        sweep, finished = sweep_of(command.sweep), [run for runs in found for run in runs]
+        planned = [runs[0].config if runs else vars(cell.config) for cell, runs in zip(cells, found, strict=True)]
+        comparison = read_cells(finished, swept=sweep.key if sweep else None, planned=planned)
         written = write_comparison(comparison, command.out, command=shlex.join(["fedsynsam", "compare", *argv]))
         print_table(comparison, Console(highlight=False, soft_wrap=True))
         print("\n".join(map(str, written)))
@@ -118,7 +119,7 @@ def _cell(command: CompareCommand, changes: dict[str, Any], swept: dict[str, Any
     if (path / "config.json").exists():
         check_same(path, config)
     name = " ".join([config.algorithm, config.compressor, *value, f"seed {config.seed}"])
-    return Cell(name, path, config.rounds, tuple(options_of(config.to_dict())))
+    return Cell(name, path, config)
 
 
 def _specs(text: str) -> list[str]:
@@ -141,7 +142,7 @@ def _run(cells: list[Cell], jobs: int | None) -> list[tuple[Cell, str]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("cells", total=sum(cell.rounds for cell in cells))
+        task = progress.add_task("cells", total=sum(cell.config.rounds for cell in cells))
 
         def show(done: int, finished: int) -> None:
             progress.update(task, completed=done, description=f"cells {finished}/{len(cells)}")

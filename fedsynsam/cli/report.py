@@ -15,14 +15,14 @@ from ..report.figures import save_curves
 from ..report.groups import read_cells
 from ..report.page import why_no_page
 from ..report.pictures import save_synthetic_picture
-from ..report.runs import find_runs
+from ..report.runs import find_configs, find_runs
 from .arguments import parse
 
 
 @dataclass(frozen=True)
 class ReportCommand:
     """Figures and page again: curves.png (and synthetic.png) in each run's folder; table, figures and report.html for a
-    comparison."""
+    comparison, whose table also names runs that were begun and not finished."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of finished runs or comparisons."""
@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
             print(picture)
     out = command.out or (command.folders[0] if len(command.folders) == 1 and len(runs) > 1 else None)
     if out is not None:
-        for path in write_comparison(read_cells(runs), out):
+        planned = [config for folder in command.folders for config in find_configs(folder)]
+        for path in write_comparison(read_cells(runs, planned=planned, lost="unfinished"), out):
             print(path)
         if (missing := why_no_page()) is not None:
             print(missing, file=sys.stderr)

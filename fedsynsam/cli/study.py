@@ -126,11 +126,9 @@ def _typed(key: str, kind: Any, text: str) -> Any:
     """`text` as the type of a setting; its range is checked with the whole configuration."""
     allowed = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     try:
-        if bool in allowed:
-            return {"true": True, "false": False}[text.lower()]
         return next(one for one in (int, float, str) if one in allowed)(text)
-    except (ValueError, KeyError):
-        expected = "true or false" if bool in allowed else "a whole number" if int in allowed else "a number"
+    except ValueError:
+        expected = "a whole number" if int in allowed else "a number"
         raise ConfigError(f"sweep: {key}={text!r} is not {expected}") from None
 
 

@@ -20,12 +20,16 @@ POLL_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a comparison: its folder, and the options of `fedsynsam run` that make it."""
+    """One run of a comparison: its folder, and its settings, with every default filled in."""
 
     name: str
     path: Path
-    rounds: int
-    options: tuple[str, ...]
+    config: RunConfig
+
+    @property
+    def options(self) -> list[str]:
+        """The options of `fedsynsam run` that make it."""
+        return options_of(self.config.to_dict())
 
     def finished(self) -> bool:
         """Whether the run has ended well: its summary is written last."""

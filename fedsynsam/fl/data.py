@@ -137,7 +137,15 @@ def dataset_from_arrays(name: str, arrays: Arrays) -> Dataset:
     if images["train"].shape[1:] != images["test"].shape[1:]:
         shapes = " and ".join(str(tuple(part.shape[1:])) for part in images.values())
         raise DataError(f"{name}: x_train and x_test hold images of different shapes {shapes}")
+    if images["train"].dtype != images["test"].dtype:
+        kinds = f"x_train is {arrays['x_train'].dtype}, x_test {arrays['x_test'].dtype}"
+        raise DataError(f"{name}: {kinds}; give both in the same unit, as uint8 or as a floating type")
     classes = int(labels["train"].max()) + 1
+    if classes > len(labels["train"]):
+        raise DataError(
+            f"{name}: y_train holds label {classes - 1}; labels count the classes from 0, so that each is below the "
+            f"number of training examples, {len(labels['train'])}"
+        )
     if classes < 2:
         raise DataError(f"{name}: y_train holds only label 0; at least two classes are needed")
     if int(labels["test"].max()) >= classes:

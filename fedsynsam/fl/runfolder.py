@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class RunFolder:
             for cut_off in path.glob(f"{name}*.part"):
                 cut_off.unlink()
         if not stored.exists():
-            content = {**config.to_dict(), "dataset_crc32": crc32, "versions": versions()}
+            checksums = {"dataset_crc32": crc32, **synthetic_checksum(config)}
+            content = {**config.to_dict(), **checksums, "versions": versions()}
             write_atomically(stored, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
 
     def close(self) -> None:
@@ -109,7 +111,7 @@ def make_folder(path: Path) -> None:
 
 
 def check_same(path: Path, config: RunConfig, crc32: str | None = None) -> None:
-    """Raise `ConfigError` unless the run in folder `path` began with these settings and, if given, data."""
+    """Raise `ConfigError` unless the run in folder `path` began with these settings and files and, if given, data."""
     stored = path / "config.json"
     before = _read_config(stored, "resume: ")
     now = config.to_dict()
@@ -120,6 +122,12 @@ def check_same(path: Path, config: RunConfig, crc32: str | None = None) -> None:
             f"resume: {stored} has {key}={before.get(key)!r}, not {now[key]!r}; a run goes on with the settings that "
             "it began with, or begins anew in another folder"
         )
+    for key, value in synthetic_checksum(config).items():
+        if before.get(key, value) != value:
+            raise ConfigError(
+                f"synthetic: {config.synthetic!r} holds another set than when the run in {path} began; bring that one "
+                "back, or begin anew in another folder"
+            )
     if crc32 is not None:
         check_data(path, crc32)
 
@@ -132,6 +140,16 @@ def check_data(path: Path, crc32: str) -> None:
             f"dataset: {before['dataset']!r} holds other data than when the run in {path} began; bring those back, or "
             "begin anew in another folder"
         )
+
+
+def synthetic_checksum(config: RunConfig) -> dict[str, str]:
+    """`synthetic_crc32` of the file that a run begins with; {} without one, or where it is gone (a run may go on)."""
+    if config.synthetic is None:
+        return {}
+    try:
+        return {"synthetic_crc32": f"{zlib.crc32(Path(config.synthetic).read_bytes()):08x}"}
+    except OSError:
+        return {}
 
 
 def differing_key(before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -147,7 +165,7 @@ def stored_engine(path: Path) -> str | None:
 def load_config(path: Path) -> RunConfig:
     """The configuration of the run in folder `path`; raises `ConfigError` when there is none."""
     values = _read_config(path / "config.json", "")
-    for key in ("dataset_crc32", "versions"):
+    for key in ("dataset_crc32", "synthetic_crc32", "versions"):
         values.pop(key, None)
     return RunConfig.from_dict(values)
 

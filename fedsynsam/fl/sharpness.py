@@ -30,7 +30,8 @@ def largest_eigenvalues(
 
     Lanczos with full reorthogonalisation from `start` [P]; ends when the bound |β·s| on the error of each value is
     below `tolerance` of the largest one, when the space is exhausted, or after `most` products (by default 50, and 30
-    for each value), with a warning.
+    for each value), with a warning. Of a repeated eigenvalue one start vector finds one copy, so that on a tiny problem
+    smaller ones follow it, or fewer than `count` come.
     Raises `NonFiniteError` when a product holds NaN or infinity.
     """
     most = 50 + 30 * count if most is None else most

@@ -35,11 +35,11 @@ from fedsynsam.fl.metrics import OnRound, OnStep, RoundMetrics, RunResult, StepP
 from fedsynsam.fl.models import build_model
 from fedsynsam.fl.partition import partition
 from fedsynsam.fl.records import Records, RecordStore, choose_place, record_bytes, record_note
-from fedsynsam.fl.runfolder import RunFolder, differing_key, stored_engine
+from fedsynsam.fl.runfolder import RunFolder, differing_key, stored_engine, synthetic_checksum
 from fedsynsam.fl.server import Server
 from fedsynsam.fl.sharpness import Sharpness
 from fedsynsam.fl.streams import PARTITION, WEIGHTS, number, stream
-from fedsynsam.fl.synthetic import FILE_NAME, load_synthetic, save_synthetic
+from fedsynsam.fl.synthetic import FILE_NAME, StoredSet, load_synthetic, save_stored, save_synthetic
 from fedsynsam.fl.tensorfile import TensorFolder
 from fedsynsam.fl.training import Training, widest_batch
 from fedsynsam.fl.workers import Worker, WorkerPool
@@ -74,6 +74,7 @@ class Simulation:
         self._device = choose_device(config.device, local_rank() if self._group.size > 1 else None)
         self._rounds: list[RoundMetrics] = []
         self._folder: RunFolder | None = None  # rank 0's alone
+        self._given: StoredSet | None = None  # the set that the run begins with; None once it goes on
         self.opened = False  # whether the run's folder is this run's
 
     def run(
@@ -144,10 +145,11 @@ class Simulation:
         self._real_set = real_set(self._dataset, config.synthetic_images, config.seed)
         self._held_out = held_out_sample(self._dataset, config.seed)
         shared = self._real_set if PRESETS[config.algorithm].perturbation == "real" else None
-        given = None
+        self._given = None
         if config.synthetic is not None and not self._has_checkpoint():  # which holds the set
-            given = load_synthetic(Path(config.synthetic), self._dataset)
+            self._given = load_synthetic(Path(config.synthetic), self._dataset)
         label_mix = LabelMix.of(self._module, dataset.classes)
+        given = None if self._given is None else self._given.synthetic
         self._server = Server(config, flat_weights(self._module), shared, given, label_mix)
         threads = thread_count(config, self._device, self._group)
         self._choice = self._choose(threads)
@@ -181,11 +183,11 @@ class Simulation:
     def _open(self) -> None:
         """Make or open the run's folder on rank 0; go on from its checkpoint on every rank."""
         group, server = self._group, self._server
-        mine = json.dumps({**self.config.to_dict(), "dataset_crc32": self._crc32})
+        mine = json.dumps({**self.config.to_dict(), "dataset_crc32": self._crc32, **synthetic_checksum(self.config)})
         first, *others = (json.loads(text) for text in group.all_gather(mine.encode()))
         for rank, other in enumerate(others, start=1):
             if key := differing_key(first, other):
-                raise ConfigError(f"{key}: rank 0 was given {first[key]!r}, rank {rank} {other[key]!r}")
+                raise ConfigError(f"{key}: rank 0 was given {first.get(key)!r}, rank {rank} {other[key]!r}")
 
         def open_folder() -> bytes:
             if self.out is not None:
@@ -288,11 +290,18 @@ class Simulation:
         self._write_synthetic()
 
     def _write_synthetic(self) -> None:
-        """Put the latest set into the run's folder, for a picture and for other runs."""
+        """Put the latest set into the run's folder, for a picture and for other runs.
+
+        A set that was given keeps the facts of its file; of a resumed run it is there already.
+        """
         state = self._server.state
-        if self._folder is not None and state.synthetic is not None:
-            path = self._folder.path / FILE_NAME
+        if self._folder is None or state.synthetic is None:
+            return
+        path = self._folder.path / FILE_NAME
+        if state.synthetic_loss is not None:
             save_synthetic(path, state.synthetic, self._dataset, self.config, state.synthetic_round)
+        elif self._given is not None:
+            save_stored(path, self._given)
 
     def _round(self, on_step: OnStep | None) -> tuple[RoundMetrics, int | None]:
         """One round: its metrics, and the signal that asked any rank to stop."""

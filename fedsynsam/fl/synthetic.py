@@ -77,7 +77,12 @@ def save_synthetic(path: Path, synthetic: SyntheticSet, dataset: Dataset, config
         "high": dataset.high.tolist(),
         **{key: value for key, value in config.to_dict().items() if key in FACTS},
     }
-    write_atomically(path, pack(synthetic.tensors(), facts))
+    save_stored(path, StoredSet(synthetic, facts))
+
+
+def save_stored(path: Path, stored: StoredSet) -> None:
+    """Write a set and the facts beside it to `path`, whole or not at all."""
+    write_atomically(path, pack(stored.synthetic.tensors(), stored.facts))
 
 
 def read_synthetic(path: Path) -> StoredSet:
@@ -114,8 +119,8 @@ def read_synthetic(path: Path) -> StoredSet:
     return StoredSet(synthetic, facts)
 
 
-def load_synthetic(path: Path, dataset: Dataset) -> SyntheticSet:
-    """The set in the file `path` for a run on `dataset`, on its device.
+def load_synthetic(path: Path, dataset: Dataset) -> StoredSet:
+    """The set in the file `path` for a run on `dataset`, on its device, and the file's facts but for the normalisation.
 
     Pixels keep their brightness: images that were normalised by another data set's statistics are normalised anew,
     x ← low + (x − low_file) / (high_file − low_file) · (high − low).
@@ -124,6 +129,7 @@ def load_synthetic(path: Path, dataset: Dataset) -> SyntheticSet:
     """
     stored = read_synthetic(path)
     synthetic, low, high = stored.synthetic, dataset.low.cpu(), dataset.high.cpu()
+    facts = {**stored.facts, "low": low.tolist(), "high": high.tolist()}
     shape, classes = tuple(synthetic.images.shape[1:]), synthetic.logits.shape[1]
     if (shape, classes) != (dataset.image_shape, dataset.classes):
         raise ConfigError(
@@ -132,11 +138,12 @@ def load_synthetic(path: Path, dataset: Dataset) -> SyntheticSet:
             f"{dataset.classes} classes: give a set that was learned on such images"
         )
     images = synthetic.images
-    if stored.facts["low"] != low.tolist() or stored.facts["high"] != high.tolist():
+    if stored.facts != facts:
         low, high = low.view(-1, 1, 1), high.view(-1, 1, 1)
         images = low + stored.pixels() * (high - low)
     device = dataset.low.device
-    return SyntheticSet(images.to(device), synthetic.logits.to(device), synthetic.log_rate.to(device))
+    moved = SyntheticSet(images.to(device), synthetic.logits.to(device), synthetic.log_rate.to(device))
+    return StoredSet(moved, facts)
 
 
 def _is_range(facts: dict[str, Any], channels: int) -> bool:

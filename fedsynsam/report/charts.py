@@ -117,6 +117,8 @@ def _against_swept(
             groups = [comparison.group(algorithm, compressor, value) for value in comparison.values]
             found = {value_text(group.value): values_of(group) for group in groups if group is not None}
             points = {place: (statistics.fmean(seeds), _spread(seeds)) for place, seeds in found.items() if seeds}
+            if not points:
+                continue
             figure.add_scatter(
                 x=list(points), y=[mean for mean, _ in points.values()], mode="lines+markers",
                 error_y={"type": "data", "array": [spread or 0.0 for _, spread in points.values()]},
@@ -144,6 +146,8 @@ def _against_bytes(comparison: Comparison) -> Chart:
     for setting, part in comparison.parts():
         for algorithm in part.algorithms:
             groups = sorted((one for one in part.groups if one.algorithm == algorithm), key=lambda one: one.uplink)
+            if not groups:
+                continue
             spreads = [100 * (group.spread or 0.0) for group in groups]
             figure.add_scatter(
                 x=[group.uplink / 1e6 for group in groups], y=[100 * group.mean for group in groups],
@@ -195,6 +199,8 @@ def _sharpness_against(comparison: Comparison, option: str) -> Chart | None:
                 place, seeds = _place(group.compressor, option), _last_sharpness(group)
                 if group.algorithm == algorithm and place is not None and seeds:
                     line.append((place, group.compressor, statistics.fmean(seeds)))
+            if not line:
+                continue
             line.sort()
             places |= {place for place, _, _ in line}
             figure.add_scatter(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import importlib.util
-import io
 import json
 import statistics
 from pathlib import Path
@@ -17,41 +14,12 @@ from rich.table import Table
 
 from ..fl.tensorfile import write_atomically
 from .comparison_figures import save_comparison_figures
-from .groups import Comparison, Group, headlines
+from .groups import Comparison, headlines
 from .page import comparison_page, why_no_page
+from .results import results_csv, settings_note
 from .text import bytes_text, percent
 
 ALIKE = 0.05  # relative difference up to which two uplinks are told in one row
-
-COLUMNS = [
-    "algorithm",
-    "compressor",
-    "seed",
-    "rho",
-    "dataset",
-    "partition",
-    "alpha",
-    "clients",
-    "cohort",
-    "rounds",
-    "local_steps",
-    "batch_size",
-    "lr",
-    "model",
-    "final_accuracy",
-    "last_accuracy",
-    "uplink_bytes",
-    "downlink_bytes",
-    "uplink_ratio",
-    "sharpness",
-    "seconds",
-    "config_sha256",
-    "fedsynsam",
-    "python",
-    "torch",
-    "numpy",
-    "commit",
-]
 
 
 def write_comparison(comparison: Comparison, out: Path, command: str | None = None) -> list[Path]:
@@ -78,22 +46,6 @@ def write_comparison(comparison: Comparison, out: Path, command: str | None = No
     return written
 
 
-def results_csv(comparison: Comparison) -> str:
-    """One row a cell, with what it takes to make it again, and a column for a swept setting."""
-    text = io.StringIO()
-    columns = COLUMNS + [key for key in [comparison.swept] if key is not None and key not in COLUMNS]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for group in comparison.groups:
-        for run in group.runs:
-            config = {key: value for key, value in run.config.items() if key != "versions"}
-            digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
-            cohort = run.summary["dense_uplink_bytes"] // (4 * run.summary["parameters"] * run.summary["rounds"])
-            versions = {"cohort": cohort, "config_sha256": digest, **run.config["versions"]}
-            writer.writerow({**config, **run.summary, **versions})
-    return text.getvalue()
-
-
 def table_rows(comparison: Comparison) -> list[list[str]]:
     """Header and rows: accuracy in percent (mean ± standard deviation over seeds) an algorithm and compressor.
 
@@ -101,29 +53,31 @@ def table_rows(comparison: Comparison) -> list[list[str]]:
     """
     rows = [["accuracy, %", *comparison.compressors]]
     for algorithm in comparison.algorithms:
-        cells = [comparison.group(algorithm, compressor) for compressor in comparison.compressors]
-        rows.append([algorithm, *("" if cell is None else _accuracy(cell, len(comparison.seeds)) for cell in cells)])
+        rows.append([algorithm, *(_accuracy(comparison, algorithm, spec) for spec in comparison.compressors)])
     return [*rows, *_uplink_rows(comparison)]
 
 
-def _accuracy(group: Group, seeds: int) -> str:
-    """Mean and spread, and of how many of the comparison's seeds if not of all."""
+def _accuracy(comparison: Comparison, algorithm: str, compressor: str) -> str:
+    """Mean and spread, and of how many of the comparison's seeds if not of all; or that nothing finished."""
+    group, seeds = comparison.group(algorithm, compressor), len(comparison.seeds)
+    if group is None:
+        lost = len(comparison.planned_seeds(algorithm, compressor))
+        return f"{comparison.lost} in {lost} of {seeds} seeds" if lost else ""
     missing = "" if len(group.runs) == seeds else f" ({len(group.runs)} of {seeds} seeds)"
     return percent(group.mean, group.spread) + missing
 
 
 def _uplink_rows(comparison: Comparison) -> list[list[str]]:
     """A row of what a run's clients send under each compressor, and one for each algorithm that sends more or less."""
-    usual = {spec: statistics.median(_ratios(comparison, spec).values()) for spec in comparison.compressors}
+    ratios = {spec: found for spec in comparison.compressors if (found := _ratios(comparison, spec))}
+    usual = {spec: statistics.median(found.values()) for spec, found in ratios.items()}
+    finished = [name for name in comparison.algorithms if any(name in found for found in ratios.values())]
     unlike = [
         algorithm
-        for algorithm in comparison.algorithms
-        if any(
-            abs(_ratios(comparison, spec).get(algorithm, usual[spec]) / usual[spec] - 1) > ALIKE
-            for spec in comparison.compressors
-        )
+        for algorithm in finished
+        if any(abs(found.get(algorithm, usual[spec]) / usual[spec] - 1) > ALIKE for spec, found in ratios.items())
     ]
-    alike = [algorithm for algorithm in comparison.algorithms if algorithm not in unlike]
+    alike = [algorithm for algorithm in finished if algorithm not in unlike]
     rows = [("uplink a run", alike)] if alike else []
     rows += [(f"uplink a run, {algorithm}", [algorithm]) for algorithm in unlike]
     return [
@@ -149,12 +103,14 @@ def _uplink(comparison: Comparison, algorithms: list[str], compressor: str) -> s
 def markdown_table(comparison: Comparison) -> str:
     """The table as Markdown, in a sweep one a value, each with its headline figures below it; then the paired one.
 
-    The latter needs SciPy, of the extra `[report]`.
+    The latter needs SciPy, of the extra `[report]`. Between them is the note on settings that differ, if any do.
     """
     lines: list[str] = []
     for name, part in comparison.parts():
         lines += [f"## {name}", ""] if name else []
         lines += [*_markdown(table_rows(part)), "", *(f"- {headline_text(entry)}" for entry in headlines(part)), ""]
+    if (note := settings_note(comparison)) is not None:
+        lines += [note, ""]
     if importlib.util.find_spec("scipy") is not None:
         from .paired import PAIRED, paired_table
 
@@ -180,7 +136,7 @@ def headline_text(entry: dict[str, Any]) -> str:
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Print the table and the headline figures, in a sweep those of each value."""
+    """Print the table and the headline figures, in a sweep those of each value, and the note on settings."""
     for name, part in comparison.parts():
         header, *rows = table_rows(part)
         table = Table(*map(escape, header), box=None, padding=(0, 2, 0, 0))
@@ -191,3 +147,5 @@ def print_table(comparison: Comparison, console: Console) -> None:
         console.print(table)
         for entry in headlines(part):
             console.print(headline_text(entry), markup=False)
+    if (note := settings_note(comparison)) is not None:
+        console.print(note, markup=False)

@@ -20,10 +20,11 @@ MARKERS = "os^Dv*PX<"  # as many as share no divisor with the colours: 90 pairs
 
 def save_comparison_figures(comparison: Comparison, out: Path) -> list[Path]:
     """Accuracy curves; then accuracy against uplink bytes and as bars, or in a sweep against the swept value."""
+    for name in ("sweep.png",) if comparison.swept is None else ("bytes.png", "bars.png"):  # of an earlier comparison
+        (out / name).unlink(missing_ok=True)
     with matplotlib.rc_context(STYLE):
         if comparison.swept is not None:
             return [_save_curves(comparison, out / "accuracy.png"), _save_sweep(comparison, out / "sweep.png")]
-        (out / "sweep.png").unlink(missing_ok=True)  # of an earlier comparison
         return [
             _save_curves(comparison, out / "accuracy.png"),
             _save_accuracy_against_bytes(comparison, out / "bytes.png"),
@@ -81,6 +82,8 @@ def _save_accuracy_against_bytes(comparison: Comparison, path: Path) -> Path:
     figure, (axis,) = new_figure(1, width=6.4, height=_height(comparison, 4.2))
     for algorithm in comparison.algorithms:
         groups = sorted((group for group in comparison.groups if group.algorithm == algorithm), key=lambda g: g.uplink)
+        if not groups:
+            continue
         sent, means = [group.uplink / 1e6 for group in groups], [100 * group.mean for group in groups]
         spreads = [100 * (group.spread or 0) for group in groups]
         axis.errorbar(sent, means, spreads, label=algorithm, capsize=3, linewidth=1, **_look(comparison, algorithm))
@@ -124,6 +127,8 @@ def _save_sweep(comparison: Comparison, path: Path) -> Path:
         for algorithm in comparison.algorithms:
             groups = [comparison.group(algorithm, compressor, value) for value in comparison.values]
             run = [(place, group) for place, group in enumerate(groups) if group is not None]
+            if not run:
+                continue
             axis.errorbar(
                 [place for place, _ in run],
                 [100 * group.mean for _, group in run],

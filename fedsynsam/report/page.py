@@ -51,15 +51,15 @@ def comparison_page(comparison: Comparison, headlines: list[str], command: str |
     from .charts import charts
     from .comparison import table_rows
     from .paired import PAIRED, paired_table
+    from .results import settings_note
 
-    seeds = sorted({run.config["seed"] for group in comparison.groups for run in group.runs})
     names = comparison.algorithms
     title = "Comparison: " + ", ".join(names) if len(names) < 7 else f"Comparison of {len(names)} algorithms"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style><main><h1>{html.escape(title)}</h1>",
-        f"<p>Seeds {', '.join(map(str, seeds))}. Accuracy is the mean over the evaluations of the "
+        f"<p>Seeds {', '.join(map(str, comparison.seeds))}. Accuracy is the mean over the evaluations of the "
         "last fifth of the rounds; ± is the standard deviation over seeds. Bytes are lengths of encoded payloads.</p>",
         "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in headlines) + "</ul>",
     ]
@@ -67,6 +67,8 @@ def comparison_page(comparison: Comparison, headlines: list[str], command: str |
         header, *rows = table_rows(part)
         parts += [f"<h2>{html.escape(name)}</h2>"] if name else []
         parts.append(_table(header, rows))
+    if (note := settings_note(comparison)) is not None:
+        parts.append(f"<p>{html.escape(note)}</p>")
     if pairs := paired_table(comparison):
         parts += [f"<h2>{PAIRED}</h2>", _table(pairs[0], pairs[1:])]
     for number, chart in enumerate(charts(comparison)):
@@ -131,10 +133,12 @@ def _synthetic_images(comparison: Comparison) -> list[str]:
             picture = synthetic_png(run.path)
             if picture is not None:
                 name = f"{group.algorithm}, {group.compressor}, seed {run.config['seed']}"
+                learned = not run.config.get("synthetic") or any(row.synthetic_loss is not None for row in run.rounds)
+                origin = "Learned last in the run" if learned else "Given, in a file, to the run"
                 data = base64.b64encode(picture).decode()
                 return [
                     "<h2>The synthetic images</h2>",
-                    f"<p>Learned last in the run {html.escape(name)}: a row of images for each class.</p>",
+                    f"<p>{origin} {html.escape(name)}: a row of images for each class.</p>",
                     f'<img alt="synthetic images, a row for each class" src="data:image/png;base64,{data}">',
                 ]
     return []

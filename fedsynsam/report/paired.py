@@ -6,7 +6,7 @@ import statistics
 
 from scipy import stats
 
-from .groups import Comparison, Group
+from .groups import NOISE, Comparison, Group
 
 PAIRED = "Seed by seed, against the best of FedSynSAM's rivals"
 HEADER = [
@@ -45,7 +45,7 @@ def _rows(comparison: Comparison) -> list[list[str]]:
             if len(differences) < 2:
                 continue
             mean, spread = statistics.fmean(differences), statistics.stdev(differences)
-            p = f"{stats.ttest_1samp(differences, 0.0).pvalue:.2g}" if spread > 0 else ""
+            p = f"{stats.ttest_1samp(differences, 0.0).pvalue:.2g}" if spread > NOISE else ""
             cells = [f"{mean:+.2f} ± {spread:.2f}", str(len(differences)), p]
             rows.append([group.algorithm, compressor, best.algorithm, *cells])
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from dataclasses import dataclass
@@ -46,10 +47,24 @@ def find_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def _read(folder: Path) -> Run:
+def find_configs(folder: Path) -> list[dict[str, Any]]:
+    """The settings of every run in `folder` or below it, finished or not, by path."""
+    found = []
+    for file in sorted(folder.rglob("config.json")):
+        with contextlib.suppress(ConfigError):  # another program's: a run's own is written whole or not at all
+            found.append(_config(file.parent))
+    return found
+
+
+def _config(folder: Path) -> dict[str, Any]:
     config = _object(folder / "config.json", ("algorithm", "compressor", "seed", "rounds"))
     if config.get("alpha") == "inf":  # JSON has no infinity
         config["alpha"] = float("inf")
+    return config
+
+
+def _read(folder: Path) -> Run:
+    config = _config(folder)
     summary = _object(folder / "summary.json", ("final_accuracy", "last_accuracy", "uplink_bytes", "uplink_ratio"))
     file = folder / "metrics.jsonl"
     try:

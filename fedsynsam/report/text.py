@@ -18,7 +18,5 @@ def percent(mean: float, spread: float | None) -> str:
 
 
 def value_text(value: object) -> str:
-    """The value of a setting: 0.1, 5, inf, true."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value).removesuffix(".0")
+    """The value of a setting: 0.1, 5, inf, none."""
+    return "none" if value is None else str(value).removesuffix(".0")

@@ -57,7 +57,7 @@ MISTAKES = {
     "compare: sweep of a list": (["compare", "--sweep", "seed=1,2"], "give seeds instead"),
     "compare: sweep over a word": (["compare", "--sweep", "alpha=0.1,iid"], "alpha='iid' is not a number"),
     "compare: sweep over a fraction": (["compare", "--sweep", "synthetic_images=1.5"], "is not a whole number"),
-    "compare: sweep over no flag": (["compare", "--sweep", "encode=1"], "is not true or false"),
+    "compare: sweep of a measurement": (["compare", "--sweep", "sharpness=true"], "sharpness changes no result"),
     "compare: sweep out of range": (["compare", "--sweep", "alpha=0.1,0"], "alpha: 0.0 is out of range"),
     "compare: sweep over a value twice": (["compare", "--sweep", "alpha=0.1,0.10"], "gives a value twice"),
     "compare: two radii": (["compare", "--sweep", "rho=0.1,0.2", "--rhos", "fedsam=0.1"], "leave rhos empty"),

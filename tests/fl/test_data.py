@@ -159,11 +159,20 @@ def test_channels_in_either_place_give_the_same() -> None:
         ({"y_train": np.full(240, -1)}, "labels start at 0"),
         ({"y_train": np.zeros(240, int)}, "at least two classes"),
         ({"y_test": np.full(60, 7)}, "y_test holds label 7, y_train only 0 to 2"),
+        ({"x_test": np.zeros((60, 8, 8), np.float16)}, "x_train is uint8, x_test float16; give both in the same unit"),
+        ({"x_train": np.zeros((240, 8, 8))}, "x_train is float64, x_test uint8"),
+        ({"y_train": np.where(np.arange(240) == 5, 10**12, 0)}, "label 1000000000000; .* training examples, 240"),
+        ({"y_train": np.arange(240) + 1}, "y_train holds label 240"),
     ],
 )
 def test_wrong_arrays_are_named(change, message) -> None:
     with pytest.raises(DataError, match=message):
         dataset_from_arrays("mine", tiny_arrays() | change)
+
+
+def test_a_class_an_example_and_two_floating_types_are_fine() -> None:
+    images = {"x_train": np.random.default_rng(0).random((240, 8, 8)), "x_test": np.zeros((60, 8, 8), np.float32)}
+    assert dataset_from_arrays("mine", tiny_arrays() | images | {"y_train": np.arange(240)}).classes == 240
 
 
 @pytest.mark.parametrize(("name", "label"), [("cifar10", "label"), ("cifar100", "fine_label")])

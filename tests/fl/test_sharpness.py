@@ -43,6 +43,12 @@ def test_several_eigenvalues_in_descending_order() -> None:
     assert found == pytest.approx([8.0, 6.0, 4.0], rel=1e-2)
 
 
+def test_a_repeated_eigenvalue_is_found_once() -> None:
+    matrix, start = torch.diag(torch.tensor([5.0, 5.0, 2.0, 1.0])), torch.ones(4)
+    found = largest_eigenvalues(lambda vector: matrix @ vector, start, count=4)
+    assert found == pytest.approx([5.0, 2.0, 1.0], abs=1e-4)
+
+
 def test_many_eigenvalues_take_as_many_products_as_they_need() -> None:
     """The last ones settle long after the first: 60 products would give values that are no eigenvalues."""
     spectrum = np.linspace(0, 10, 400) ** 2

@@ -12,6 +12,7 @@ from fedsynsam.errors import ConfigError, DataError
 from fedsynsam.fl.algorithm import resolve
 from fedsynsam.fl.config import RunConfig
 from fedsynsam.fl.data import Dataset, dataset_from_arrays
+from fedsynsam.fl.runfolder import check_same, load_config
 from fedsynsam.fl.simulation import Simulation
 from fedsynsam.fl.synthesis import first_set
 from fedsynsam.fl.synthetic import (
@@ -51,7 +52,7 @@ def test_pixels_are_brightness_and_a_channel_of_one_brightness_is_dark() -> None
 
 
 def test_a_file_gives_the_set_back_and_says_where_it_is_from(file, synthetic, tiny_dataset) -> None:
-    assert same(load_synthetic(file, tiny_dataset), synthetic)
+    assert same(load_synthetic(file, tiny_dataset).synthetic, synthetic)
     facts = read_synthetic(file).facts
     assert {"round": 25, "seed": 3, "alpha": 0.5, "dataset": "fashion-mnist-subset"}.items() <= facts.items()
     assert (facts["low"], facts["high"]) == (tiny_dataset.low.tolist(), tiny_dataset.high.tolist())
@@ -67,7 +68,9 @@ def test_pixels_keep_their_brightness_under_another_normalisation(file, syntheti
     darker = {key: value // 2 if key.startswith("x") else value for key, value in arrays.items()}
     darker["x_train"][0, 0, 0] = 200  # another brightest pixel, mean and deviation
     other = dataset_from_arrays("darker", darker)
-    loaded = load_synthetic(file, other)
+    stored = load_synthetic(file, other)
+    loaded = stored.synthetic
+    assert (stored.facts["low"], stored.facts["seed"]) == (other.low.tolist(), 3)
     assert not torch.allclose(loaded.images, synthetic.images, atol=0.05)
     places = [
         (images - data.low.view(-1, 1, 1)) / (data.high - data.low).view(-1, 1, 1)
@@ -186,7 +189,7 @@ def test_a_trajectory_is_kept_only_to_learn_from(tiny_config, file, tmp_path, ev
 
 
 def test_a_checkpoint_has_the_given_set(tiny_config, file, tmp_path) -> None:
-    """A run goes on after the file is gone, or is another one."""
+    """A run goes on after the file is gone."""
     begun_with(tiny_config, file, tmp_path / "whole", synthetic_every=None)
     begun_with(tiny_config, file, tmp_path / "broken", synthetic_every=None, rounds=2)
     stored = json.loads((tmp_path / "broken" / "config.json").read_text())
@@ -198,6 +201,45 @@ def test_a_checkpoint_has_the_given_set(tiny_config, file, tmp_path) -> None:
     assert states[0] == states[1]
     with pytest.raises(DataError, match="cannot be read"):
         Simulation(config, tmp_path / "another").run()
+
+
+def test_a_given_set_keeps_its_facts_until_the_run_learns_one(tiny_config, file, tmp_path) -> None:
+    begun = read_synthetic(file).facts
+    config = tiny_config.replace(algorithm="fedsynsam", synthetic=str(file), synthetic_every=2, checkpoint_every=1)
+
+    def facts() -> dict:
+        return read_synthetic(tmp_path / "run" / FILE_NAME).facts
+
+    class Stop(Exception):
+        pass
+
+    def stop(row) -> None:
+        assert facts() == begun
+        raise Stop
+
+    for resume in (False, True):
+        with pytest.raises(Stop):
+            Simulation(config, tmp_path / "run", resume=resume).run(on_round=stop)
+    Simulation(config, tmp_path / "run", resume=True).run()
+    assert {"round": 4, "seed": 0, "alpha": 1.0, "dataset": config.dataset}.items() <= facts().items()
+
+
+def test_a_file_with_another_set_is_refused(tiny_config, file, synthetic, tiny_dataset, tmp_path) -> None:
+    begun_with(tiny_config, file, tmp_path / "run", synthetic_every=None)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert len(stored["synthetic_crc32"]) == 8
+    config = load_config(tmp_path / "run")
+    check_same(tmp_path / "run", config)
+    other = dataclasses.replace(synthetic, images=-synthetic.images)
+    save_synthetic(file, other, tiny_dataset, RunConfig(), 25)
+    words = f"{str(file)!r} holds another set than when the run in .* began"
+    with pytest.raises(ConfigError, match=words):
+        check_same(tmp_path / "run", config)
+    with pytest.raises(ConfigError, match=words):
+        Simulation(config, tmp_path / "run", resume=True).run()
+    del stored["synthetic_crc32"]  # as a run of an older version
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    check_same(tmp_path / "run", config)
 
 
 def test_a_given_set_is_renewed_if_asked(tiny_config, file, synthetic, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from matplotlib.image import imread
 from fedsynsam.errors import ConfigError
 from fedsynsam.fl.metrics import RoundMetrics
 from fedsynsam.report import comparison_figures, figures
-from fedsynsam.report.comparison import headline_text, markdown_table, results_csv, write_comparison
+from fedsynsam.report.comparison import headline_text, markdown_table, write_comparison
 from fedsynsam.report.figures import save_advice, save_curves
-from fedsynsam.report.groups import headline, headlines, read_cells
+from fedsynsam.report.groups import Comparison, headline, headlines, read_cells
+from fedsynsam.report.page import comparison_page
+from fedsynsam.report.results import results_csv, settings_note
 from fedsynsam.report.runs import Run
 from fedsynsam.report.text import bytes_text
 
@@ -83,6 +86,60 @@ def test_a_seed_that_one_preset_did_not_finish_is_left_out_of_the_headline_and_t
     assert headline(read_cells(other[:-2]), "topk:0.01")["reason"] == "no seed was finished by all five"
 
 
+def planned(seeds: int, *algorithms: str, **more: Any) -> list[dict[str, Any]]:
+    """The settings of as many seeds of each algorithm."""
+    return [{**run(name, seed, 0.0).config, **more} for seed in range(seeds) for name in algorithms]
+
+
+def test_what_failed_is_told_in_its_place(tmp_path: Path) -> None:
+    accuracies = [0.70, 0.60]  # of three seeds the last failed everywhere
+    runs = runs_of(fedavg=accuracies, fedsam=accuracies, fedsynsam=accuracies, realset=accuracies)
+    plan = planned(3, "fedavg", "fedsam", "fedlesam", "fedsynsam", "realset")
+    comparison = read_cells(runs, planned=plan)
+    lines = markdown_table(comparison).splitlines()
+    assert lines[2:5] == [
+        "| fedavg | 65.00 ± 7.07 (2 of 3 seeds) |",
+        "| fedsam | 65.00 ± 7.07 (2 of 3 seeds) |",
+        "| fedlesam | failed in 3 of 3 seeds |",
+    ]
+    assert "undefined (failed in every seed: fedlesam)" in "\n".join(lines)
+    assert len(results_csv(comparison).splitlines()) == 1 + 8
+    write_comparison(comparison, tmp_path)
+
+    four = [one for one in plan if one["algorithm"] != "realset"]
+    [entry] = headlines(read_cells(runs[:-2], planned=four, lost="unfinished"))
+    assert entry["reason"] == "unfinished in every seed: fedlesam; not run: realset"
+    runs += runs_of(fedlesam=[0.5, 0.5])
+    assert headline(read_cells(runs, planned=plan), "topk:0.01")["seeds"] == [0, 1]
+
+
+def test_what_was_never_planned_is_told_as_before() -> None:
+    comparison = read_cells(runs_of(fedavg=[0.7]), planned=planned(1, "fedavg"))
+    assert headline(comparison, "topk:0.01")["reason"] == "not run: fedsam, fedlesam, fedsynsam, realset"
+    runs = [run("fedavg", 0, 0.7), run("fedsam", 0, 0.7, "none")]
+    assert "| fedavg | 70.00 |  |" in markdown_table(read_cells(runs)), "an empty cell was not planned"
+
+
+@pytest.mark.parametrize("swept", ["alpha", None])
+def test_a_value_and_a_compressor_of_which_nothing_finished_are_there(swept: str | None, tmp_path: Path) -> None:
+    plan = [
+        {**one, "alpha": alpha, "compressor": spec}
+        for alpha in (1.0, 0.1)
+        for spec in ("topk:0.01", "quantize:1")
+        for one in planned(2, "fedavg", "fedsam")
+    ]
+    runs = [replace(one, config={**one.config, "alpha": 1.0}) for one in runs_of(fedavg=[0.7, 0.8])]
+    comparison = read_cells(runs, swept=swept, planned=plan)
+    assert comparison.swept == "alpha"
+    first, second = markdown_table(comparison).split("## alpha = 1")
+    assert first.splitlines()[4:6] == [f"| {name} |" + " failed in 2 of 2 seeds |" * 2 for name in ("fedavg", "fedsam")]
+    assert "| fedavg | 75.00 ± 7.07 | failed in 2 of 2 seeds |" in second
+    assert "| uplink a run | 500 B (80.0 x smaller) |  |" in second
+    assert "uplink" not in first
+    assert len(write_comparison(comparison, tmp_path)) >= 5
+    assert len(comparison_figures.save_comparison_figures(dict(comparison.parts())["alpha = 1"], tmp_path)) == 3
+
+
 def test_a_seed_counts_once() -> None:
     first, again = run("fedavg", 0, 0.7), replace(run("fedavg", 0, 0.7), path=Path("again"))
     with pytest.raises(ConfigError, match=r"'\.' and 'again' are both fedavg, topk:0.01, seed 0"):
@@ -145,6 +202,23 @@ def test_a_rival_that_failed_in_a_seed_is_not_the_best_and_equal_differences_hav
     assert paired_table(read_cells(runs[:1])) == []
 
 
+def test_noise_of_rounding_is_no_difference() -> None:
+    pytest.importorskip("scipy", reason="the paired test needs SciPy")
+    from fedsynsam.report.paired import paired_table
+
+    runs = runs_of(
+        fedavg=[0.7, 0.72, 0.71], fedsam=[0.7 - 0.1, 0.72 - 0.1, 0.71 - 0.1], fedlesam=[0.1] * 3,
+        fedsynsam=[0.8, 0.82, 0.81], realset=[0.7 + 3e-16, 0.72, 0.71],
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = {row[0]: row for row in paired_table(read_cells(runs))[1:]}
+    assert [rows[name][3:] for name in ("fedsam", "fedsynsam", "realset")] == [
+        ["-10.00 ± 0.00", "3", ""], ["+10.00 ± 0.00", "3", ""], ["+0.00 ± 0.00", "3", ""]
+    ]  # fmt: skip
+    assert headline(read_cells(runs), "topk:0.01")["reason"] == "realset is no better than fedavg: nothing to be gained"
+
+
 def test_the_paired_table_of_a_sweep_names_the_value() -> None:
     pytest.importorskip("scipy", reason="the paired test needs SciPy")
     from fedsynsam.report.paired import paired_table
@@ -189,6 +263,60 @@ def test_a_column_for_a_setting_that_has_none() -> None:
     assert (header.split(",")[-1], first.split(",")[-1]) == ("beta", "0.5")
 
 
+def test_settings_that_decide_results_have_columns_and_a_note() -> None:
+    runs = [*runs_of(fedavg=[0.7], fedprox=[0.7], fedsam=[0.7]), run("fedavg", 0, 0.7, "none")]
+    assert settings_note(read_cells(runs)) is None
+    for one, momentum in zip(runs, (0.9, 0.9, 0.0, 0.0), strict=True):
+        one.config.update(momentum=momentum, clip_norm=10.0, sharpness=momentum > 0, prox=None, beta=1.0)
+    runs[1].config.update(prox=0.1)  # FedProx's default
+    comparison = read_cells(runs)
+    header, first, *_ = results_csv(comparison).splitlines()
+    assert header.split(",")[-3:] == ["commit", "momentum", "clip_norm"]
+    assert first.split(",")[-2:] == ["0.9", "10.0"]
+    note = settings_note(comparison)
+    told = "momentum 0.9 in fedavg under topk:0.01 and fedprox, 0 in fedsam and fedavg under none"
+    assert note == f"Not every run has the same settings: {told}."
+    lines = markdown_table(comparison).splitlines()
+    assert lines.index(note) > lines.index("| fedsam | 70.00 |  |")
+    assert note in page_of(comparison)
+    runs[0].config.update(prox=0.5)
+    assert "prox 0.5 in fedavg under topk:0.01, 0.1 in fedprox, none in fedsam" in str(settings_note(read_cells(runs)))
+
+
+def page_of(comparison: Comparison) -> str:
+    pytest.importorskip("plotly", reason="the page needs Plotly")
+    pytest.importorskip("scipy", reason="the page needs SciPy")
+    return comparison_page(comparison, [], None)
+
+
+def test_what_follows_from_a_swept_setting_is_not_another() -> None:
+    runs = runs_of(fedavg=[0.6], fedsynsam=[0.7]) + runs_of(fedavg=[0.5], fedsynsam=[0.6])
+    for number, one in enumerate(runs):
+        one.config.update(dataset="ab"[number // 2], dataset_crc32="12"[number // 2])
+    assert read_cells(runs).swept == "dataset"
+    runs[1].config.update(dataset_crc32="3")
+    with pytest.raises(ConfigError, match="differ in dataset_crc32, dataset"):
+        read_cells(runs)
+
+    runs = [run("fedsynsam", seed, 0.7) for seed in (0, 0, 0)]
+    for one, (path, every, crc32) in zip(runs, [(None, 10, None), ("x", 0, "1"), ("y", 0, "2")], strict=True):
+        one.config.update(synthetic=path, synthetic_every=every, **({"synthetic_crc32": crc32} if crc32 else {}))
+    comparison = read_cells(runs)
+    assert comparison.swept == "synthetic"
+    assert settings_note(comparison) is None
+    runs[2].config.update(synthetic="x", synthetic_every=5, seed=1)
+    with pytest.raises(ConfigError, match="differ in synthetic, synthetic_every, synthetic_crc32"):
+        read_cells(runs)
+
+
+def test_runs_that_measured_more_are_no_sweep() -> None:
+    runs = runs_of(fedavg=[0.7, 0.8])
+    for name in ("sharpness", "cosines", "encode"):
+        runs[0].config.update({name: True})
+        runs[1].config.update({name: False})
+    assert read_cells(runs).swept is None
+
+
 def test_a_radius_of_its_own_is_no_sweep_and_two_settings_are_refused() -> None:
     runs = swept(a0_1=0.6)
     for one in runs:
@@ -220,6 +348,10 @@ def test_advice_draws_every_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_figures_of_a_sweep(tmp_path: Path) -> None:
     written = write_comparison(read_cells(swept(a0_1=0.6, a0_5=0.7)), tmp_path)
     assert {path.name for path in written if path.suffix == ".png"} == {"accuracy.png", "sweep.png"}
+    write_comparison(read_cells(runs_of(fedavg=[0.7])), tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy.png", "bytes.png", "bars.png"}
+    write_comparison(read_cells(swept(a0_1=0.6, a0_5=0.7)), tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy.png", "sweep.png"}
     assert (imread(tmp_path / "sweep.png")[..., :3].min(axis=2) < 0.9).mean() > 0.01
 
 

@@ -114,6 +114,27 @@ def test_compressors_of_the_same_density_do_not_hide_each_other(tmp_path: Path) 
     ]  # fmt: skip
 
 
+def test_a_set_that_was_given_is_not_called_learned(tmp_path: Path) -> None:
+    one = run(tmp_path, "fedsynsam", "none", 0, 0.5)
+    assert "Learned last in the run fedsynsam, none, seed 0" in page.comparison_page(read_cells([one]), [], None)
+    one.config.update(synthetic="set.safetensors")
+    text = page.comparison_page(read_cells([one]), [], None)
+    assert "Given, in a file, to the run fedsynsam, none, seed 0" in text
+    assert "Learned last" not in text
+    one.rounds[2] = replace(one.rounds[2], synthetic_loss=0.5)
+    assert "Learned last" in page.comparison_page(read_cells([one]), [], None)
+
+
+def test_what_did_not_finish_is_on_the_page_and_in_no_chart(tmp_path: Path) -> None:
+    runs = [run(tmp_path, name, "none", 0, 0.5) for name in ("fedavg", "fedsynsam")]
+    planned = [{**runs[0].config, "algorithm": name, "seed": seed} for name in ("fedavg", "fedsam") for seed in (0, 1)]
+    comparison = read_cells(runs, planned=planned)
+    text = page.comparison_page(comparison, [], None)
+    assert "<p>Seeds 0, 1." in text
+    assert '<th scope="row">fedsam</th><td>failed in 2 of 2 seeds</td>' in text
+    assert all({trace.name for trace in chart.figure.data}.isdisjoint({"fedsam"}) for chart in charts(comparison))
+
+
 def test_the_command_of_a_run_says_where_its_data_are(tmp_path: Path) -> None:
     one = run(tmp_path, "fedavg", "none", 0, 0.5)
     one.config.update(dataset="cifar10", data_dir="my data", threads=7)

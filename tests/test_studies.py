@@ -76,6 +76,9 @@ def test_sweeps_take_their_values() -> None:
         ("presets-rho", "rho"): {0.02, 0.05, 0.1},
         ("clip-rho-d", "rho"): {0.1, 0.2, 0.4},
         ("clip-rho", "rho"): {0.05, 0.1},
+        ("duals-rho", "rho"): {0.02, 0.05},
+        ("presets-duals-rho", "rho"): {0.01, 0.02, 0.05, 0.1},
+        ("variates-rho", "rho"): {0.01, 0.02, 0.05, 0.1},
         ("cifar10-cnn-rho", "rho"): {0.02, 0.05, 0.1, 0.2},
         ("beta", "beta"): {0.25, 0.5, 0.75, 1.0},
         ("start", "synthetic_start"): {10, 25, 50},
@@ -84,12 +87,13 @@ def test_sweeps_take_their_values() -> None:
 
 
 def test_presets_holds_every_algorithm_but_the_oracle() -> None:
-    (words, _), (tuning, _) = commands(ROOT / "examples" / "studies" / "presets.toml")
+    (words, _), *tunings = commands(ROOT / "examples" / "studies" / "presets.toml")
     configs = configs_of(*words)
     assert {one.algorithm for one in configs} == set(PRESETS) - {"oracle"}
-    assert not {one.seed for one in configs} & {one.seed for one in configs_of(*tuning)}
+    assert not {one.seed for one in configs} & {one.seed for tuning, _ in tunings for one in configs_of(*tuning)}
     best: dict[str, float] = {}
-    for file in ("tuning/presets.csv", "sensitivity/rho/results.csv", "tuning/clip-rho.csv", "tuning/presets-clip.csv"):
+    tuned = [f"tuning/{name}.csv" for name in ("clip-rho", "presets-clip", "duals", "variates-clip")]
+    for file in ("sensitivity/rho/results.csv", *tuned):
         assert not {one.seed for one in configs} & {int(row["seed"]) for row in rows_of(file)}
         best |= best_radii(file)
     assert radii_of(configs) == {**best, "realset": best["fedsynsam"]}
@@ -102,12 +106,10 @@ def test_contenders_have_the_best_radii_on_other_seeds() -> None:
     reported = {one.seed for one in configs}
     assert len(reported) == 10
     assert not reported & {7, 8, 9} | reported & {one.seed for one in tuned}
-    radii = radii_of(configs)
-    assert best_radii("tuning/clip-rho.csv").items() <= radii.items()
+    radii, under_topk = radii_of(configs_of(*words)), radii_of(configs_of(*clipped))
+    assert under_topk == best_radii("tuning/clip-rho.csv") | best_radii("tuning/duals.csv")
     wide = best_radii("tuning/presets-quantize-wide.csv")
-    assert {name: radii[name] for name in ("fedsynsam-d", "fedspeed")} == {
-        name: wide[name] for name in ("fedsynsam-d", "fedspeed")
-    }
+    assert radii == {name: wide[name] for name in ("fedsynsam-d", "fedspeed")} | best_radii("tuning/duals-quantize.csv")
 
 
 @pytest.mark.parametrize("study", ["standard", "heterogeneity"])

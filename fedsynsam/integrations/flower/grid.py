@@ -59,11 +59,10 @@ class CompressedGrid(Grid):
 
     For every strategy and loop that sends and receives through a grid. A payload is decoded against the arrays that
     this server sent to the node and against `spec`; nothing in it is trusted. A reply that cannot be decoded becomes
-    an error reply with a line in the log, as if the node had failed, and the others are aggregated. A reply to nothing
-    that its node was asked is left out. The node is told
+    an error reply with a line in the log, as if the node had failed, and the others are aggregated. The node is told
     with the next message that its reply was lost, also if none came in time or its SuperNode was started again, and
     sends the content of that reply again. (Not so with push_messages and pull_messages: there a reply that is never
-    pulled is waited for.)
+    pulled is waited for.) A reply to nothing that its node was asked is left out.
 
     grid: the one that Flower hands to the ServerApp. spec: the same as the clients' `CompressionMod`.
     arrayrecord_key: the record of the model (the strategy's). Messages other than `train` pass.
